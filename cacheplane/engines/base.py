@@ -1,0 +1,85 @@
+"""What every inference engine must be able to do for us, and the frozen types that cross that door.
+
+The adapter is asynchronous; `engines.http.call` runs one of its coroutines for synchronous callers (workers, the
+REST part). Every method raises only `cacheplane.errors.EngineError` or `KVError`: an engine's own words are
+translated once, inside the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cacheplane.chat import ChatDelta, ChatRequest, Message, Tool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an engine said of itself, and what the probe proved. Tokens are per slot."""
+
+    kind: str
+    model: str
+    build: str
+    total_slots: int
+    window_tokens: int
+    fingerprint: str
+    """Hex SHA-256 over all that makes a saved KV state readable; another fingerprint means another world."""
+    persist: bool
+    """True when save, erase, restore and reuse were seen to work on this engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVHandle:
+    """One saved KV state on the engine's disk. `filename` is relative to the engine's KV folder."""
+
+    filename: str
+    n_tokens: int
+    size_bytes: int
+    sha256: str
+    blake3: str
+    fingerprint: str
+
+
+Progress = Callable[[int, int], None]
+"""Called with (tokens evaluated, tokens in all) while a prefill runs."""
+
+
+class Engine(Protocol):
+    async def capabilities(self) -> Capabilities:
+        """Ask, and probe persistence with 64 tokens in the last slot. Seconds; called at start only."""
+
+    async def is_healthy(self) -> bool:
+        """True when the engine answers and its model is loaded. Never raises."""
+
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+        """Prompt tokens of a call with these messages, the opening of the answer included."""
+
+    async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
+        """Token ids of these messages as a prefix, cut at a template boundary.
+
+        Raises InvalidRequest when the model's template does not keep the prefix stable under one more turn.
+        """
+
+    async def prefill(
+        self, tokens: Sequence[int], *, slot: int, filename: str, on_progress: Progress | None = None
+    ) -> KVHandle:
+        """Erase the slot, evaluate `tokens`, save under a temporary name, hash, fsync, rename to `filename`."""
+
+    async def verify(self, handle: KVHandle, *, fingerprint: str) -> None:
+        """Raise KVDamaged unless file, size, checksum and fingerprint are all as they were saved."""
+
+    async def restore(self, handle: KVHandle, *, slot: int) -> None:
+        """Load a verified state into a slot. Raises KVDamaged when the engine refuses; the slot is then erased."""
+
+    async def erase(self, *, slot: int) -> None:
+        """Forget what a slot holds."""
+
+    async def drop(self, filename: str) -> None:
+        """Destroy the bytes of a saved state; absent is fine."""
+
+    def chat(self, request: ChatRequest, *, slot: int, reuse_tokens: bool) -> AsyncIterator[ChatDelta]:
+        """Run a call in a slot; `reuse_tokens` lets the engine start from what the slot holds.
+
+        Closing the iterator closes the connection, and the engine stops. The last delta carries the final usage.
+        """
