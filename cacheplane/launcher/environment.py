@@ -1,0 +1,176 @@
+"""The Python environment: `.venv` with exactly the locked requirements, made once and repaired when needed.
+
+The marker `.venv/.requirements-sha256` names the locks that are installed. It is removed before an installation
+and written after it, so an environment without a marker is half made and is made anew.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from cacheplane.launcher.errors import EnvironmentNotReady
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = "requirements.txt"
+DEV_LOCK = "requirements-dev.txt"
+
+# `current` uses the running interpreter as it is: container images install the lock themselves.
+CHOICE_VARIABLE = "CACHEPLANE_PYTHON_ENV"
+# Holds the pid that replaced itself; exec keeps the pid, so a second replacement would be a loop.
+REPLACED_VARIABLE = "CACHEPLANE_REPLACED_PID"
+
+
+def enter(argv: list[str], *, with_dev: bool, root: Path = ROOT) -> None:
+    """Return in an interpreter that has the locked requirements; replaces this process where it must.
+
+    `argv` is what to run again in the right interpreter. Raises EnvironmentNotReady.
+    """
+    if os.environ.get(CHOICE_VARIABLE) == "current":
+        return
+    locks = [root / LOCK, root / DEV_LOCK] if with_dev else [root / LOCK]
+    environment = root / ".venv"
+    inside = Path(sys.prefix).resolve() == environment.resolve()
+    if not inside and holds(locks[-1]):
+        return
+    if is_ready(environment, locks, inside=inside):
+        if not inside:
+            _replace_process(environment, argv)
+        return
+    with _only_one(environment) as lock_file:
+        if not is_ready(environment, locks, inside=inside):
+            _make(environment, locks, lock_file, inside=inside)
+    _replace_process(environment, argv)
+
+
+def holds(lock: Path) -> bool:
+    """Whether the running interpreter has each unconditional pin of the lock, in that version."""
+    for line in lock.read_text().splitlines():
+        pin, _, marker = line.rstrip(" \\").partition(" ; ")
+        name, equals, version = pin.partition("==")
+        if not equals or marker or line.startswith((" ", "#")):
+            continue
+        try:
+            if importlib.metadata.version(name) != version:
+                return False
+        except importlib.metadata.PackageNotFoundError:
+            return False
+    return True
+
+
+def is_ready(environment: Path, locks: list[Path], *, inside: bool = False) -> bool:
+    """Whether the environment's marker names all these locks as they are now, and its interpreter is there."""
+    try:
+        installed = (environment / ".requirements-sha256").read_text().split()
+    except FileNotFoundError:
+        return False
+    if inside and installed[:1] != [_python_version()]:
+        return False  # the system's Python moved on under the environment: its packages are in another folder
+    return (environment / "bin" / "python").exists() and set(_digests(locks)) <= set(installed)
+
+
+def _digests(locks: list[Path]) -> list[str]:
+    return [hashlib.sha256(lock.read_bytes()).hexdigest() for lock in locks]
+
+
+def _python_version() -> str:
+    return f"python{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@contextmanager
+def _only_one(environment: Path) -> Iterator[TextIO]:
+    """Hold the environment's lock file; a second process waits here until the first has finished."""
+    try:
+        environment.mkdir(exist_ok=True)
+        lock_file = (environment / ".lock").open("w")
+    except OSError as error:
+        raise EnvironmentNotReady(
+            f"{environment} cannot be made ({error.strerror}): make the folder writable, or install {LOCK} yourself "
+            f"and set {CHOICE_VARIABLE}=current."
+        ) from error
+    with lock_file:
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another process is making the Python environment; waiting for it")
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
+        yield lock_file
+
+
+def _make(environment: Path, locks: list[Path], lock_file: TextIO, *, inside: bool) -> None:
+    marker = environment / ".requirements-sha256"
+    uv = shutil.which("uv")
+    if uv is None and importlib.util.find_spec("ensurepip") is None:
+        raise EnvironmentNotReady(
+            "Python's venv module is incomplete here: run `apt install python3-venv` (as root), then this again."
+        )
+    if not (marker.exists() and (environment / "bin" / "python").exists()) or inside and _moved_on(marker):
+        _empty(environment)
+        _say(f"making the Python environment {environment} with {'uv' if uv else 'venv and pip'}, once")
+        base = os.path.realpath(getattr(sys, "_base_executable", sys.executable) or sys.executable)
+        create = [uv, "venv", "--quiet", "--allow-existing", "--python", base] if uv else [base, "-m", "venv"]
+        _run([*create, str(environment)], lock_file, "the environment could not be created")
+        version = subprocess.run(
+            [environment / "bin" / "python", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    else:
+        version = marker.read_text().split()[0]
+        _say(f"bringing the Python environment {environment} up to date")
+    marker.unlink(missing_ok=True)
+    python = str(environment / "bin" / "python")
+    install = [uv, "pip", "install", "--quiet", "--python", python] if uv else [python, "-m", "pip", "install", "-q"]
+    lock = locks[-1]
+    _say(f"installing {lock.name}; the first time this takes up to a minute")
+    _run([*install, "--require-hashes", "-r", str(lock)], lock_file, f"{lock.name} could not be installed")
+    unfinished = marker.with_name(marker.name + ".new")
+    unfinished.write_text("\n".join([version, *_digests(locks)]) + "\n")
+    unfinished.replace(marker)
+
+
+def _moved_on(marker: Path) -> bool:
+    return marker.read_text().split()[:1] != [_python_version()]
+
+
+def _empty(environment: Path) -> None:
+    """Remove what a broken installation left, all but the lock file that is being held."""
+    for entry in environment.iterdir():
+        if entry.name == ".lock":
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _run(command: list[str], lock_file: TextIO, complaint: str) -> None:
+    """Run an installer. It inherits the lock: if we are killed, the next process waits until it has ended."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
+    result = subprocess.run(command, env=variables, pass_fds=(lock_file.fileno(),), stdin=subprocess.DEVNULL)
+    if result.returncode != 0:
+        raise EnvironmentNotReady(
+            f"{complaint}: see the message of {os.path.basename(command[0])} above; running this again continues."
+        )
+
+
+def _replace_process(environment: Path, argv: list[str]) -> NoReturn:
+    python = str(environment / "bin" / "python")
+    if os.environ.get(REPLACED_VARIABLE) == str(os.getpid()):
+        raise EnvironmentNotReady(f"{python} does not use {environment}: remove that folder and run this again.")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(python, [python, *argv], {**os.environ, REPLACED_VARIABLE: str(os.getpid())})
+
+
+def _say(line: str) -> None:
+    print(f"cacheplane: {line}", file=sys.stderr, flush=True)
