@@ -1,0 +1,58 @@
+"""The Celery application. It holds no task: `workers` registers them, `dispatch` names them."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+from django.conf import settings
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cacheplane.settings")
+
+BROKER_TIMEOUT_SECONDS = 1.0
+FILESYSTEM_POLL_SECONDS = 0.05
+
+
+def transport_options(url: str) -> dict[str, object]:
+    """What each broker needs so that a lost worker's job comes back soon and a dead broker is noticed soon."""
+    if url.startswith("filesystem://"):
+        for folder in ("queue", "control"):
+            (settings.BROKER_DIR / folder).mkdir(parents=True, exist_ok=True)
+        return {
+            "data_folder_in": str(settings.BROKER_DIR / "queue"),
+            "data_folder_out": str(settings.BROKER_DIR / "queue"),
+            "control_folder": str(settings.BROKER_DIR / "control"),
+            "store_processed": False,
+            "polling_interval": FILESYSTEM_POLL_SECONDS,
+        }
+    if url.startswith(("redis://", "rediss://")):
+        return {
+            "visibility_timeout": 3600,
+            "unacked_restore_interval": 2,
+            "unacked_restore_throttle": 1,
+            "socket_connect_timeout": BROKER_TIMEOUT_SECONDS,
+            "socket_timeout": 5.0,
+        }
+    return {"confirm_publish": True, "connect_timeout": BROKER_TIMEOUT_SECONDS}
+
+
+app = Celery("cacheplane")
+app.conf.update(
+    broker_url=settings.CELERY_BROKER_URL,
+    broker_transport_options=transport_options(settings.CELERY_BROKER_URL),
+    broker_connection_timeout=BROKER_TIMEOUT_SECONDS,
+    broker_connection_retry_on_startup=True,
+    include=["workers.tasks"],
+    task_default_queue="cacheplane",
+    task_ignore_result=True,
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=1,
+    worker_hijack_root_logger=False,
+    worker_send_task_events=False,
+    worker_enable_remote_control=False,
+    task_serializer="json",
+    accept_content=["json"],
+    timezone="UTC",
+    beat_schedule_filename=str(settings.DATA_DIR / "beat-schedule"),
+)

@@ -1,0 +1,46 @@
+"""System checks: a wrong setting explains itself before anything is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, register
+
+
+@register(Tags.security, deploy=True)
+def secrets_are_set(**_kwargs: Any) -> list[CheckMessage]:
+    unset = [name for name in ("SECRET_KEY", "API_KEY_PEPPER") if getattr(settings, name) == settings.SAMPLE_SECRET]
+    return [
+        Error(
+            f"{name} is still the sample that everybody can read.",
+            hint=f"Set {name} in the environment to at least 50 random characters.",
+            id="cacheplane.E001",
+        )
+        for name in unset
+    ]
+
+
+@register()
+def settings_are_sensible(**_kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    if settings.CACHE_STATUS_WORDS not in ("user", "reference"):
+        found.append(
+            Error(
+                f"CACHE_STATUS_WORDS is {settings.CACHE_STATUS_WORDS!r}.",
+                hint="Take `user` (active, expired) or `reference` (ready, inactive).",
+                id="cacheplane.E002",
+            )
+        )
+    if settings.DATABASES["default"]["ENGINE"] != "django.db.backends.postgresql":
+        found.append(
+            Error(
+                "DATABASE_URL does not name a PostgreSQL database.",
+                hint="Use postgres://user:password@host:5432/name (PostgreSQL 15 or newer).",
+                id="cacheplane.E003",
+            )
+        )
+    for name in ("CACHE_DEFAULT_TTL_SECONDS", "PRECOMPUTE_LEASE_SECONDS", "PRECOMPUTE_ATTEMPTS_MAX", "SLOT_WAIT_SECONDS"):
+        if getattr(settings, name) <= 0:
+            found.append(Error(f"{name} must be above 0.", hint=f"It is {getattr(settings, name)}.", id="cacheplane.E004"))
+    return found

@@ -1,0 +1,37 @@
+"""The names of the jobs, and the only way that work leaves a request: by name, after commit.
+
+A row is the queue and the message is a nudge: when the broker is away the nudge is dropped with a warning, and the
+sweep finds the row. So an enqueue never fails a request and never holds one up for long.
+"""
+
+from __future__ import annotations
+
+import structlog
+from django.db import transaction
+from kombu.exceptions import OperationalError
+
+from cacheplane.celery import app
+
+PRECOMPUTE = "workers.precompute"
+DESTROY_KV = "workers.destroy_kv"
+EXPIRE = "workers.expire"
+SWEEP_PRECOMPUTE = "workers.sweep_precompute"
+REAP_CALLS = "workers.reap_calls"
+SETTLE_STORAGE = "workers.settle_storage"
+AUDIT_LEDGER = "workers.audit_ledger"
+
+ALL = (PRECOMPUTE, DESTROY_KV, EXPIRE, SWEEP_PRECOMPUTE, REAP_CALLS, SETTLE_STORAGE, AUDIT_LEDGER)
+
+log = structlog.get_logger(__name__)
+
+
+def after_commit(name: str) -> None:
+    """Send the named job once the current transaction has committed, or now when there is none."""
+    transaction.on_commit(lambda: _send(name))
+
+
+def _send(name: str) -> None:
+    try:
+        app.send_task(name, retry=False, ignore_result=True)
+    except (OperationalError, OSError) as error:
+        log.warning("nudge_lost", job=name, reason=type(error).__name__)

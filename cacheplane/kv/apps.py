@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class KvConfig(AppConfig):
+    name = "cacheplane.kv"
+    label = "kv"

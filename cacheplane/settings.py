@@ -1,0 +1,173 @@
+"""Settings: the process environment first, then `instance.env` in the data folder, then what is said here.
+
+`manage.py up` writes `instance.env`, so that every other command that is given the same `DATA_DIR` reaches the
+running instance. In production nothing is written: the environment says everything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import environ
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = environ.Env()
+DATA_DIR = Path(env.str("DATA_DIR", default=str(BASE_DIR / "var"))).resolve()
+env.read_env(str(DATA_DIR / "instance.env"))
+
+# --- What protects ------------------------------------------------------------------------------------------
+DEBUG = env.bool("DEBUG", default=False)
+SAMPLE_SECRET = "sample-secret-for-tests-and-checks-only-do-not-serve-with-it-0000000000"
+SECRET_KEY = env.str("SECRET_KEY", default=SAMPLE_SECRET)
+API_KEY_PEPPER = env.str("API_KEY_PEPPER", default=SAMPLE_SECRET)
+"""Keyed into the digest of every API key: a stolen table alone checks no key. Changing it ends all keys."""
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "testserver"])
+BASE_URL = env.str("BASE_URL", default="http://127.0.0.1:8000")
+SERVED_OVER_TLS = BASE_URL.startswith("https://")
+CSRF_TRUSTED_ORIGINS = [BASE_URL]
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SERVED_OVER_TLS else None
+SECURE_SSL_REDIRECT = SERVED_OVER_TLS
+SECURE_HSTS_SECONDS = 31_536_000 if SERVED_OVER_TLS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SERVED_OVER_TLS
+SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$"]
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SERVED_OVER_TLS
+SESSION_COOKIE_HTTPONLY = True
+X_FRAME_OPTIONS = "DENY"
+
+# --- Django -------------------------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "billing",
+    "cacheplane",
+    "cacheplane.access",
+    "cacheplane.engines",
+    "cacheplane.kv",
+    "cacheplane.caching",
+]
+MIDDLEWARE = [
+    "cacheplane.logs.RequestLogMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "cacheplane.urls"
+ASGI_APPLICATION = "cacheplane.asgi.application"
+WSGI_APPLICATION = "cacheplane.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+STATIC_URL = "static/"
+STATIC_ROOT = DATA_DIR / "static"
+WHITENOISE_USE_FINDERS = True
+"""Static files of the admin are served from the installed packages: no collectstatic before the first run."""
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+APPEND_SLASH = True
+SILENCED_SYSTEM_CHECKS: list[str] = []
+
+# --- Database: PostgreSQL, embedded by default ---------------------------------------------------------------
+DATABASES = {"default": env.db_url("DATABASE_URL", default="postgres://postgres@127.0.0.1:5432/cacheplane")}
+DATABASES["default"]["CONN_MAX_AGE"] = 0
+DATABASES["default"].setdefault("OPTIONS", {})
+DATABASES["default"]["OPTIONS"].setdefault("application_name", "cacheplane")
+DATABASES["default"]["OPTIONS"].setdefault("connect_timeout", 5)
+HOT_PATH_DATABASE_THREADS = env.int("HOT_PATH_DATABASE_THREADS", default=8)
+"""Threads, each with a connection of its own, that run the hot path's statements in one web process."""
+
+# --- Broker and workers --------------------------------------------------------------------------------------
+BROKER_DIR = DATA_DIR / "broker"
+CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", default="filesystem://")
+
+# --- Engine --------------------------------------------------------------------------------------------------
+ENGINE_URL = env.str("ENGINE_URL", default="http://127.0.0.1:8090")
+ENGINE_API_KEY = env.str("ENGINE_API_KEY", default="")
+ENGINE_KV_DIR = Path(env.str("ENGINE_KV_DIR", default=str(DATA_DIR / "kv")))
+SLOT_WAIT_SECONDS = env.float("SLOT_WAIT_SECONDS", default=10.0)
+"""How long a call waits for a free slot before it is told that the engine is overloaded."""
+CALL_TIMEOUT_SECONDS = env.float("CALL_TIMEOUT_SECONDS", default=300.0)
+PREFILL_TIMEOUT_SECONDS = env.float("PREFILL_TIMEOUT_SECONDS", default=7200.0)
+
+# --- Cache objects -------------------------------------------------------------------------------------------
+CACHE_DEFAULT_TTL_SECONDS = env.int("CACHE_DEFAULT_TTL_SECONDS", default=3600)
+CACHE_STATUS_WORDS = env.str("CACHE_STATUS_WORDS", default="user")
+"""`user`: pending, active, expired, error. `reference`: pending, ready, inactive, error."""
+PRECOMPUTE_LEASE_SECONDS = env.int("PRECOMPUTE_LEASE_SECONDS", default=30)
+PRECOMPUTE_ATTEMPTS_MAX = env.int("PRECOMPUTE_ATTEMPTS_MAX", default=3)
+KV_QUOTA_BYTES = env.int("KV_QUOTA_BYTES", default=0)
+"""Most bytes that KV states may take on the engine's disk; 0 means all but `KV_DISK_RESERVE_BYTES`."""
+KV_DISK_RESERVE_BYTES = env.int("KV_DISK_RESERVE_BYTES", default=1 << 30)
+
+# --- API -----------------------------------------------------------------------------------------------------
+REQUEST_BODY_BYTES_MAX = env.int("REQUEST_BODY_BYTES_MAX", default=16 << 20)
+DATA_UPLOAD_MAX_MEMORY_SIZE = REQUEST_BODY_BYTES_MAX
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["cacheplane.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [],
+    "DEFAULT_RENDERER_CLASSES": ["cacheplane.api.bodies.JsonRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["cacheplane.api.bodies.RawParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "cacheplane.api.exceptions.handle",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Context-cache control plane",
+    "DESCRIPTION": "Cache objects for large language models: create, call, extend, delete, with exact billing.",
+    "VERSION": "0.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "SCHEMA_PATH_PREFIX": "/v1",
+    "POSTPROCESSING_HOOKS": ["cacheplane.api.openapi.add_hot_path"],
+    "APPEND_COMPONENTS": {"securitySchemes": {"ApiKey": {"type": "http", "scheme": "bearer"}}},
+    "SECURITY": [{"ApiKey": []}],
+}
+
+# --- Admin ---------------------------------------------------------------------------------------------------
+UNFOLD = {
+    "SITE_TITLE": "Context-cache control plane",
+    "SITE_HEADER": "Context cache",
+    "SHOW_HISTORY": True,
+    "SHOW_VIEW_ON_SITE": False,
+}
+
+# --- Logs ----------------------------------------------------------------------------------------------------
+LOG_LEVEL = env.str("LOG_LEVEL", default="INFO")
+LOGGING_CONFIG = "cacheplane.logs.configure"
+LOGGING = {"level": LOG_LEVEL}
