@@ -1,0 +1,197 @@
+"""Create, find and list cache objects for a caller. Every query starts at the caller's organization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q, Sum
+
+from billing import accounts, clock
+from cacheplane import dispatch
+from cacheplane.access import gates, rate_limits
+from cacheplane.access.api_keys import Caller
+from cacheplane.caching import lifecycle
+from cacheplane.caching.digests import digest
+from cacheplane.caching.models import ACTIVE, PENDING, CacheObject, new_cache_id
+from cacheplane.chat import Message, Tool
+from cacheplane.engines import http, registry
+from cacheplane.errors import InvalidRequest, NotFound
+
+FEATURE = "context_caching"
+COUNT_TIMEOUT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewCacheObject:
+    """What a caller asked for, checked for form. At most one of `ttl_seconds` and `expired_at` is set."""
+
+    model: str
+    messages: Sequence[Message]
+    tools: Sequence[Tool] | None
+    name: str
+    description: str
+    metadata: dict[str, str] | None
+    ttl_seconds: int | None
+    expired_at: datetime | None
+
+
+def create(caller: Caller, new: NewCacheObject) -> CacheObject:
+    """Write a pending object and nudge a worker; one transaction, nothing left behind when it is refused.
+
+    Raises FeatureClosed, InvalidRequest, LimitExceeded, EngineError, and billing's InsufficientFunds.
+    """
+    gates.require(caller, feature=FEATURE, at=clock.now())
+    registry.require_family(new.model)
+    check_end(caller, ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=clock.now())
+    tokens = count_tokens(new.model, new.messages, new.tools)
+    if tokens > caller.tier.object_tokens_max:
+        raise InvalidRequest(
+            f"Input token length too long: {tokens} tokens; a cache object of {caller.tier.slug} takes at most "
+            f"{caller.tier.object_tokens_max}"
+        )
+    # The limits are decided and committed on their own: a refused creation has still been asked for.
+    rate_limits.admit_tokens(caller, tokens=tokens)
+    with transaction.atomic():
+        account = accounts.lock(caller.organization_id)
+        at = clock.now()
+        _check_total(caller, tokens=tokens, at=at)
+        cache_id = new_cache_id()
+        hold_reference = lifecycle.hold_creation(account, cache_id=cache_id, model=new.model, tokens=tokens, at=at)
+        row = CacheObject.objects.create(
+            id=cache_id,
+            organization_id=caller.organization_id,
+            project_id=caller.project_id,
+            api_key_id=caller.api_key_id,
+            model=new.model,
+            name=new.name,
+            description=new.description,
+            metadata=new.metadata,
+            messages=new.messages,
+            tools=new.tools,
+            message_count=len(new.messages),
+            digest=digest(new.messages, new.tools),
+            tokens=tokens,
+            created_at=at,
+            expired_at=end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at),
+            hold_reference=hold_reference,
+        )
+        lifecycle.note(cache_id, caller.organization_id, "created", at=at, actor=caller.api_key_id, tokens=tokens)
+        dispatch.after_commit(dispatch.PRECOMPUTE)
+    return row
+
+
+def end_of_life(*, ttl_seconds: int | None, expired_at: datetime | None, at: datetime) -> datetime:
+    if expired_at is not None:
+        return expired_at
+    return at + timedelta(seconds=ttl_seconds or settings.CACHE_DEFAULT_TTL_SECONDS)
+
+
+def check_end(caller: Caller, *, ttl_seconds: int | None, expired_at: datetime | None, at: datetime) -> None:
+    """Raise InvalidRequest for an end in the past or beyond what the caller's tier allows."""
+    longest = caller.tier.ttl_seconds_max
+    if ttl_seconds is not None and ttl_seconds > longest:
+        raise InvalidRequest(
+            f"Invalid request: ttl: got {ttl_seconds}, takes at most {longest} seconds on {caller.tier.slug}"
+        )
+    if expired_at is None:
+        return
+    if expired_at <= at:
+        raise InvalidRequest(
+            f"Invalid request: expired_at: got {int(expired_at.timestamp())}, takes a unix time in the future"
+        )
+    if expired_at > at + timedelta(seconds=longest):
+        raise InvalidRequest(
+            f"Invalid request: expired_at: got {int(expired_at.timestamp())}, takes at most "
+            f"{longest} seconds from now on {caller.tier.slug}"
+        )
+
+
+def count_tokens(family: str, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+    """Tokens that these messages and tools take as a prefix, the opening of an answer not counted."""
+    engine = registry.engine_for(family)
+    adapter = registry.adapter_of(engine)
+    return len(http.call(adapter.prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS))
+
+
+def _check_total(caller: Caller, *, tokens: int, at: datetime) -> None:
+    """The organization's cached tokens stay under its tier's total. The account is locked, so the sum is exact."""
+    held = (
+        CacheObject.objects.of(caller.organization_id)
+        .filter(status__in=[PENDING, ACTIVE], expired_at__gt=at)
+        .aggregate(sum=Sum("tokens"))["sum"]
+        or 0
+    )
+    if held + tokens > caller.tier.cached_tokens_max:
+        raise InvalidRequest(
+            f"Input token length too long: {held} tokens are cached, {tokens} more would pass the "
+            f"{caller.tier.cached_tokens_max} of {caller.tier.slug}"
+        )
+
+
+def get(caller: Caller, cache_id: str) -> CacheObject:
+    """The caller's object. Raises NotFound, for absent and for foreign ids alike."""
+    row = (
+        CacheObject.objects.of(caller.organization_id).with_what_decides_status().filter(id=cache_id[:64]).first()
+    )
+    if row is None:
+        raise NotFound(f"Not found the cache object {cache_id[:64]}")
+    return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A window on a caller's objects, keyed by id; ids sort by time of creation."""
+
+    limit: int
+    newest_first: bool
+    after: str | None
+    before: str | None
+    metadata: dict[str, str]
+
+
+def page(caller: Caller, wanted: Page) -> list[CacheObject]:
+    """At most `limit` objects in order of creation. A cursor that is not the caller's raises NotFound."""
+    rows = CacheObject.objects.of(caller.organization_id).with_what_decides_status()
+    for cursor in (wanted.after, wanted.before):
+        if cursor is not None and not rows.filter(id=cursor).exists():
+            raise NotFound(f"Not found the cache object {cursor[:64]}")
+    later, earlier = ("id__lt", "id__gt") if wanted.newest_first else ("id__gt", "id__lt")
+    bounds = Q()
+    if wanted.after is not None:
+        bounds &= Q(**{later: wanted.after})
+    if wanted.before is not None:
+        bounds &= Q(**{earlier: wanted.before})
+    if wanted.metadata:
+        bounds &= Q(metadata__contains=wanted.metadata)
+    return list(rows.filter(bounds).order_by("-id" if wanted.newest_first else "id")[: wanted.limit])
+
+
+def update(
+    caller: Caller,
+    cache_id: str,
+    *,
+    ttl_seconds: int | None,
+    expired_at: datetime | None,
+    metadata: dict[str, str] | None,
+) -> CacheObject:
+    """PUT: new metadata, a new end. Raises NotFound, InvalidRequest, and billing's InsufficientFunds."""
+    gates.require(caller, feature=FEATURE, at=clock.now())
+    check_end(caller, ttl_seconds=ttl_seconds, expired_at=expired_at, at=clock.now())
+    return lifecycle.extend(
+        caller.organization_id,
+        cache_id[:64],
+        actor=caller.api_key_id,
+        ttl_seconds=ttl_seconds,
+        expired_at=expired_at,
+        metadata=metadata,
+    )
+
+
+def delete(caller: Caller, cache_id: str) -> None:
+    lifecycle.delete(caller.organization_id, cache_id[:64], actor=caller.api_key_id)
+
+

@@ -1,0 +1,401 @@
+"""Every change of a cache object's status, each in one transaction, each a conditional UPDATE whose rows are counted.
+
+Locks are taken in one order everywhere: the organization's billing account, its purses, then the object. Time is
+the database's and is read after the lock, so that two changes of one organization never see it run backwards.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q
+
+from billing import accounts, charging, clock, holds, storage
+from billing.accounts import LockedAccount
+from cacheplane import dispatch
+from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
+from cacheplane.errors import Conflict, NotFound
+from cacheplane.kv import store
+from cacheplane.kv.store import SavedKV
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS_PER_ATTEMPT = 2
+"""A failed attempt waits this long times the attempts made, so that a sick engine is not hammered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to compute one object. It holds while the row's fence is still `fence`."""
+
+    cache_id: str
+    organization_id: str
+    owner: str
+    fence: int
+    attempt: int
+
+
+def note(cache_id: str, organization_id: str, kind: str, *, at: datetime, actor: str, **detail: Any) -> None:
+    CacheObjectEvent.objects.create(
+        cache_id=cache_id, organization_id=organization_id, kind=kind, at=at, actor=actor, detail=detail
+    )
+
+
+def hold_creation(account: LockedAccount, *, cache_id: str, model: str, tokens: int, at: datetime) -> uuid.UUID:
+    """Set the creation fee and the first storage minute aside. Raises billing's InsufficientFunds."""
+    quote = charging.creation_quote(model=model, tokens=tokens, currency=account.currency, at=at)
+    reference = uuid.uuid4()
+    holds.place(account, reference=reference, kind="creation", subject=cache_id, amount=quote.total, at=at)
+    return reference
+
+
+# --- Precompute: claim, renew, activate, fail ------------------------------------------------------------------
+
+
+def claim_next(*, owner: str) -> Claim | None:
+    """Take the oldest pending object that nobody is computing; None when there is none."""
+    at = clock.now()
+    free = Q(lease_until__isnull=True) | Q(lease_until__lt=at)
+    ripe = Q(retry_at__isnull=True) | Q(retry_at__lte=at)
+    with transaction.atomic():
+        row = (
+            CacheObject.objects.select_for_update(skip_locked=True, of=("self",))
+            .filter(free, ripe, status=PENDING, expired_at__gt=at)
+            .order_by("created_at")
+            .only("id", "organization_id", "fence", "attempts")
+            .first()
+        )
+        if row is None:
+            return None
+        claim = Claim(
+            cache_id=row.id,
+            organization_id=row.organization_id,
+            owner=owner,
+            fence=row.fence + 1,
+            attempt=row.attempts + 1,
+        )
+        CacheObject.objects.filter(id=row.id).update(
+            lease_owner=owner,
+            lease_until=at + timedelta(seconds=settings.PRECOMPUTE_LEASE_SECONDS),
+            fence=claim.fence,
+            attempts=claim.attempt,
+            prefilled_tokens=0,
+        )
+        note(row.id, row.organization_id, "claimed", at=at, actor=owner, attempt=claim.attempt)
+    return claim
+
+
+def _claimed(claim: Claim) -> Q:
+    return Q(id=claim.cache_id, status=PENDING, fence=claim.fence, lease_owner=claim.owner)
+
+
+def renew(claim: Claim, *, prefilled_tokens: int) -> bool:
+    """Keep a claim and say how far it is; False when it was lost (deleted, expired, taken over)."""
+    until = clock.now() + timedelta(seconds=settings.PRECOMPUTE_LEASE_SECONDS)
+    changed = CacheObject.objects.filter(_claimed(claim)).update(lease_until=until, prefilled_tokens=prefilled_tokens)
+    return bool(changed)
+
+
+def activate(claim: Claim, saved: SavedKV) -> bool:
+    """Pending → active, with the creation fee and the start of storage; False when the claim was lost."""
+    with transaction.atomic():
+        account = accounts.lock(claim.organization_id)
+        at = clock.now()
+        row = CacheObject.objects.select_for_update(of=("self",)).filter(_claimed(claim), expired_at__gt=at).first()
+        if row is None:
+            return False
+        activation = row.activations + 1
+        if row.creation_fee_due:
+            assert row.hold_reference is not None
+            charging.charge_creation(
+                account,
+                hold_reference=row.hold_reference,
+                source_key=f"{row.id}:{activation}",
+                subject=row.id,
+                model=row.model,
+                tokens=row.tokens,
+                at=at,
+                api_key_id=row.api_key_id,
+                request_id="",
+            )
+        segment = storage.open_segment(
+            account, subject=row.id, model=row.model, tokens=row.tokens, at=at, ends_at=row.expired_at
+        )
+        kv_state = store.record(saved, organization_id=row.organization_id, at=at)
+        changed = CacheObject.objects.filter(_claimed(claim)).update(
+            status=ACTIVE,
+            activated_at=at,
+            activations=activation,
+            kv_state=kv_state,
+            segment=segment,
+            hold_reference=None,
+            creation_fee_due=True,
+            lease_owner="",
+            lease_until=None,
+            attempts=0,
+            prefilled_tokens=row.tokens,
+            error_type="",
+            error_message="",
+        )
+        assert changed == 1, "the row is locked, so the claim cannot have been lost since"
+        note(row.id, row.organization_id, "active", at=at, actor=claim.owner, bytes=saved.size_bytes)
+    return True
+
+
+def fail_attempt(claim: Claim, *, reason: str, is_final: bool = False) -> bool:
+    """Give a failed attempt back for another try; after the last one the object becomes `error`, nothing charged."""
+    with transaction.atomic():
+        account = accounts.lock(claim.organization_id)
+        at = clock.now()
+        row = CacheObject.objects.select_for_update(of=("self",)).filter(_claimed(claim)).first()
+        if row is None:
+            return False
+        note(row.id, row.organization_id, "attempt_failed", at=at, actor=claim.owner, reason=reason[:500])
+        if is_final or claim.attempt >= settings.PRECOMPUTE_ATTEMPTS_MAX:
+            _end_pending(account, row, status=ERROR, at=at, actor=claim.owner, error=reason)
+        else:
+            CacheObject.objects.filter(_claimed(claim)).update(
+                lease_owner="",
+                lease_until=None,
+                retry_at=at + timedelta(seconds=RETRY_SECONDS_PER_ATTEMPT * claim.attempt),
+            )
+    return True
+
+
+def fail_exhausted_attempts(*, limit: int = 100) -> int:
+    """Objects whose every attempt ended without a word (their worker was killed) become `error`."""
+    at = clock.now()
+    ids = list(
+        CacheObject.objects.filter(
+            status=PENDING, attempts__gte=settings.PRECOMPUTE_ATTEMPTS_MAX, lease_until__lt=at
+        ).values_list("id", "organization_id")[:limit]
+    )
+    for cache_id, organization_id in ids:
+        with transaction.atomic():
+            account = accounts.lock(organization_id)
+            at = clock.now()
+            row = (
+                CacheObject.objects.select_for_update(of=("self",))
+                .filter(
+                    id=cache_id,
+                    status=PENDING,
+                    attempts__gte=settings.PRECOMPUTE_ATTEMPTS_MAX,
+                    lease_until__lt=at,
+                )
+                .first()
+            )
+            if row is not None:
+                reason = f"The precompute was started {row.attempts} times and never finished."
+                _end_pending(account, row, status=ERROR, at=at, actor="sweep", error=reason)
+    return len(ids)
+
+
+def _end_pending(
+    account: LockedAccount, row: CacheObject, *, status: str, at: datetime, actor: str, error: str = ""
+) -> None:
+    """A pending row, locked by the caller, ends unserved: its hold is given back."""
+    if row.hold_reference is not None:
+        holds.void(account, reference=row.hold_reference, at=at)
+    changed = CacheObject.objects.filter(id=row.id, status=PENDING).update(
+        status=status,
+        hold_reference=None,
+        lease_owner="",
+        lease_until=None,
+        retry_at=None,
+        fence=F("fence") + 1,
+        error_type="precompute_failed" if status == ERROR else "",
+        error_message=error[:1024],
+    )
+    assert changed == 1
+    note(row.id, row.organization_id, status, at=at, actor=actor, **({"reason": error[:500]} if error else {}))
+
+
+# --- Time: extend, revive, expire ------------------------------------------------------------------------------
+
+
+def _locked(organization_id: str, cache_id: str) -> CacheObject:
+    row = (
+        CacheObject.objects.of(organization_id)
+        .select_for_update(of=("self",))
+        .with_what_decides_status()
+        .filter(id=cache_id)
+        .first()
+    )
+    if row is None:
+        raise NotFound(f"Not found the cache object {cache_id[:64]}")
+    return row
+
+
+def extend(
+    organization_id: str,
+    cache_id: str,
+    *,
+    actor: str,
+    ttl_seconds: int | None = None,
+    expired_at: datetime | None = None,
+    metadata: dict[str, str] | None = None,
+) -> CacheObject:
+    """Move an object's end; an ended one goes back to `pending` and is computed again.
+
+    Raises NotFound, and billing's InsufficientFunds when a revival cannot be paid.
+    """
+    with transaction.atomic():
+        account = accounts.lock(organization_id)
+        at = clock.now()
+        row = _locked(organization_id, cache_id)
+        if metadata is not None:
+            CacheObject.objects.filter(id=row.id).update(metadata=metadata)
+        until = at + timedelta(seconds=ttl_seconds) if ttl_seconds is not None else expired_at
+        if until is not None:
+            move_end(account, row, until=until, at=at, actor=actor)
+    return CacheObject.objects.with_what_decides_status().get(id=cache_id)
+
+
+def move_end(account: LockedAccount, row: CacheObject, *, until: datetime, at: datetime, actor: str) -> None:
+    """The same inside the caller's transaction: the account is locked, and so is the row."""
+    status = row.status_at(at)
+    if status == ACTIVE:
+        assert row.segment is not None
+        storage.extend(account, row.segment, ends_at=until, at=at)
+        changed = CacheObject.objects.filter(id=row.id, status=ACTIVE).update(expired_at=until)
+        assert changed == 1
+        note(row.id, row.organization_id, "extended", at=at, actor=actor, expired_at=until.isoformat())
+    elif status == PENDING:
+        changed = CacheObject.objects.filter(id=row.id, status=PENDING).update(expired_at=until)
+        assert changed == 1
+        note(row.id, row.organization_id, "extended", at=at, actor=actor, expired_at=until.isoformat())
+    else:
+        _revive(account, row, until=until, at=at, actor=actor)
+
+
+def _revive(account: LockedAccount, row: CacheObject, *, until: datetime, at: datetime, actor: str) -> None:
+    """Expired or error → pending. The fee is due again, because the work is done again."""
+    if row.status in (PENDING, ACTIVE):
+        _expire(account, row, at=at, actor="clock")
+    reference = hold_creation(account, cache_id=row.id, model=row.model, tokens=row.tokens, at=at)
+    changed = CacheObject.objects.filter(id=row.id, status__in=[EXPIRED, ERROR]).update(
+        status=PENDING,
+        expired_at=until,
+        hold_reference=reference,
+        creation_fee_due=True,
+        attempts=0,
+        retry_at=None,
+        prefilled_tokens=0,
+        error_type="",
+        error_message="",
+    )
+    assert changed == 1
+    note(row.id, row.organization_id, "revived", at=at, actor=actor, expired_at=until.isoformat())
+    dispatch.after_commit(dispatch.PRECOMPUTE)
+
+
+def _expire(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) -> None:
+    """A locked row whose life is over by the clock, by money, or by an operator: last storage lines, bytes doomed."""
+    if row.status == PENDING:
+        _end_pending(account, row, status=EXPIRED, at=at, actor=actor)
+        return
+    assert row.segment is not None and row.kv_state_id is not None
+    if row.segment.closed_at is None:
+        storage.close(account, row.segment, at=at)
+    kv_id = row.kv_state_id
+    changed = CacheObject.objects.filter(id=row.id, status=ACTIVE).update(
+        status=EXPIRED, kv_state=None, segment=None, fence=F("fence") + 1
+    )
+    assert changed == 1
+    store.doom(kv_id, at=at)
+    note(row.id, row.organization_id, EXPIRED, at=at, actor=actor)
+    dispatch.after_commit(dispatch.DESTROY_KV)
+
+
+def expire_now(organization_id: str, cache_id: str, *, actor: str) -> None:
+    """End an object before its time. Raises NotFound, and Conflict when it has ended already."""
+    with transaction.atomic():
+        account = accounts.lock(organization_id)
+        at = clock.now()
+        row = _locked(organization_id, cache_id)
+        if row.status not in (PENDING, ACTIVE):
+            raise Conflict(f"The cache object is {row.status}; only a pending or active one can be expired.")
+        CacheObject.objects.filter(id=row.id, expired_at__gt=at).update(expired_at=at)
+        _expire(account, row, at=at, actor=actor)
+
+
+def expire_due(*, limit: int) -> int:
+    """Write down what the clock has already decided, for at most `limit` objects; how many were due."""
+    due = list(CacheObject.objects.due(clock.now()).order_by("expired_at").values_list("organization_id", "id")[:limit])
+    for organization_id, group in _by_organization(due):
+        with transaction.atomic():
+            account = accounts.lock(organization_id)
+            at = clock.now()
+            rows = (
+                CacheObject.objects.select_for_update(of=("self",))
+                .with_what_decides_status()
+                .filter(id__in=group)
+                .order_by("id")
+            )
+            for row in rows:
+                if row.status in (PENDING, ACTIVE) and row.status_at(at) == EXPIRED:
+                    _expire(account, row, at=at, actor="clock")
+    return len(due)
+
+
+def _by_organization(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for organization_id, cache_id in pairs:
+        groups.setdefault(organization_id, []).append(cache_id)
+    return sorted(groups.items())
+
+
+# --- Loss and deletion -----------------------------------------------------------------------------------------
+
+
+def kv_lost(organization_id: str, cache_id: str, *, kv_id: uuid.UUID, reason: str, actor: str) -> bool:
+    """Active → pending because its bytes cannot be used: storage stops at the last proof, the rework is free."""
+    with transaction.atomic():
+        account = accounts.lock(organization_id)
+        at = clock.now()
+        row = (
+            CacheObject.objects.select_for_update(of=("self",))
+            .with_what_decides_status()
+            .select_related("kv_state")
+            .filter(organization_id=organization_id, id=cache_id, status=ACTIVE, kv_state_id=kv_id)
+            .first()
+        )
+        if row is None or row.status_at(at) != ACTIVE:
+            return False
+        assert row.segment is not None and row.kv_state is not None
+        storage.close(account, row.segment, at=min(at, row.kv_state.proved_at))
+        changed = CacheObject.objects.filter(id=row.id, status=ACTIVE, kv_state_id=kv_id).update(
+            status=PENDING,
+            kv_state=None,
+            segment=None,
+            creation_fee_due=False,
+            attempts=0,
+            retry_at=None,
+            prefilled_tokens=0,
+            fence=F("fence") + 1,
+        )
+        assert changed == 1
+        store.doom(kv_id, at=at)
+        note(row.id, row.organization_id, "kv_lost", at=at, actor=actor, reason=reason[:500])
+        dispatch.after_commit(dispatch.DESTROY_KV)
+        dispatch.after_commit(dispatch.PRECOMPUTE)
+    return True
+
+
+def delete(organization_id: str, cache_id: str, *, actor: str) -> None:
+    """Remove an object; its last storage is charged, its bytes are doomed, its ledger lines stay. Raises NotFound."""
+    with transaction.atomic():
+        account = accounts.lock(organization_id)
+        at = clock.now()
+        row = _locked(organization_id, cache_id)
+        if row.status in (PENDING, ACTIVE):
+            _expire(account, row, at=at, actor=actor)
+        CacheObject.objects.filter(id=row.id).delete()
+        note(row.id, row.organization_id, "deleted", at=at, actor=actor)

@@ -1,0 +1,140 @@
+"""Cache objects and their life."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from django.db import models
+from django.db.models import Q
+
+from cacheplane.ids import new_id
+
+PENDING, ACTIVE, EXPIRED, ERROR = "pending", "active", "expired", "error"
+
+
+def new_cache_id() -> str:
+    return new_id("cache")
+
+
+class CacheObjectQuerySet(models.QuerySet["CacheObject"]):
+    def of(self, organization_id: str) -> CacheObjectQuerySet:
+        """Where every look-up for a caller starts."""
+        return self.filter(organization_id=organization_id)
+
+    def with_what_decides_status(self) -> CacheObjectQuerySet:
+        return self.select_related("segment", "organization__billing_account")
+
+    def due(self, at: datetime) -> CacheObjectQuerySet:
+        """Stored as alive, but over by the clock or for want of money."""
+        return self.filter(
+            Q(status__in=[PENDING, ACTIVE], expired_at__lte=at)
+            | Q(status=ACTIVE, organization__billing_account__exhaust_at__lte=at)
+            | Q(status=ACTIVE, segment__closed_at__isnull=False)
+        )
+
+
+class CacheObject(models.Model):
+    """The `/v1/caching` resource: a prefix that its owner keeps computed until `expired_at`.
+
+    `status` is what was last written; what a reader sees is `status_at(now)`. It is written by `lifecycle` alone.
+    """
+
+    STATUSES = [(PENDING, "pending"), (ACTIVE, "active"), (EXPIRED, "expired"), (ERROR, "error")]
+
+    id = models.CharField(primary_key=True, max_length=40, default=new_cache_id, editable=False)
+    organization = models.ForeignKey("access.Organization", on_delete=models.PROTECT, related_name="cache_objects")
+    project = models.ForeignKey("access.Project", on_delete=models.PROTECT, related_name="cache_objects")
+    api_key_id = models.CharField(max_length=40)
+    model = models.CharField(max_length=64, help_text="The model family.")
+    name = models.CharField(max_length=256, blank=True, default="")
+    description = models.CharField(max_length=512, blank=True, default="")
+    metadata = models.JSONField(null=True, blank=True)
+    messages = models.JSONField()
+    tools = models.JSONField(null=True, blank=True)
+    message_count = models.PositiveIntegerField()
+    digest = models.CharField(max_length=64, help_text="SHA-256 of the canonical messages and tools.")
+    tokens = models.PositiveIntegerField()
+    created_at = models.DateTimeField()
+    expired_at = models.DateTimeField()
+    status = models.CharField(max_length=8, choices=STATUSES, default=PENDING)
+
+    activated_at = models.DateTimeField(null=True, blank=True)
+    activations = models.PositiveIntegerField(default=0)
+    creation_fee_due = models.BooleanField(default=True, help_text="False while lost bytes are computed anew.")
+    hold_reference = models.UUIDField(null=True, blank=True)
+    segment = models.ForeignKey(
+        "billing.StorageSegment", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    kv_state = models.OneToOneField(
+        "kv.KVState", null=True, blank=True, on_delete=models.PROTECT, related_name="cache_object"
+    )
+
+    attempts = models.PositiveIntegerField(default=0)
+    fence = models.PositiveIntegerField(default=0)
+    lease_owner = models.CharField(max_length=64, blank=True, default="")
+    lease_until = models.DateTimeField(null=True, blank=True)
+    retry_at = models.DateTimeField(null=True, blank=True)
+    prefilled_tokens = models.PositiveIntegerField(default=0)
+    error_type = models.CharField(max_length=64, blank=True, default="")
+    error_message = models.CharField(max_length=1024, blank=True, default="")
+
+    objects = CacheObjectQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at", "-id"]
+        indexes = [
+            models.Index(fields=["organization", "-id"], name="cache_by_organization"),
+            models.Index(fields=["organization", "digest"], name="cache_by_digest"),
+            models.Index(fields=["created_at"], condition=Q(status=PENDING), name="cache_pending"),
+            models.Index(fields=["expired_at"], condition=Q(status__in=[PENDING, ACTIVE]), name="cache_expiring"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=~Q(status=ACTIVE)
+                | Q(kv_state__isnull=False, segment__isnull=False, activated_at__isnull=False),
+                name="active_has_kv_and_segment",
+            ),
+            models.CheckConstraint(condition=Q(status=ACTIVE) | Q(kv_state__isnull=True), name="only_active_has_kv"),
+            models.CheckConstraint(
+                condition=~Q(status__in=[EXPIRED, ERROR]) | Q(hold_reference__isnull=True), name="ended_has_no_hold"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+    def status_at(self, at: datetime) -> str:
+        """The status that a reader sees at `at`: a late sweep never makes an ended object look alive."""
+        if self.status == PENDING:
+            return PENDING if at < self.expired_at else EXPIRED
+        if self.status == ACTIVE:
+            return ACTIVE if self.ends_at(at) > at else EXPIRED
+        return self.status
+
+    def ends_at(self, at: datetime) -> datetime:
+        """The first instant at which an active object no longer is: its time, or its owner's money, is over."""
+        assert self.segment is not None
+        if self.segment.closed_at is not None:
+            return min(self.segment.closed_at, at)
+        exhaust_at = self.organization.billing_account.exhaust_at
+        return self.expired_at if exhaust_at is None else min(self.expired_at, exhaust_at)
+
+
+class CacheObjectEvent(models.Model):
+    """One thing that happened to a cache object. Kept when the object is gone; it holds no text of its messages."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    cache_id = models.CharField(max_length=40)
+    organization = models.ForeignKey("access.Organization", on_delete=models.PROTECT, related_name="cache_events")
+    kind = models.CharField(max_length=16)
+    at = models.DateTimeField()
+    actor = models.CharField(max_length=128, help_text="A key's id, an operator's name, or the part of the system.")
+    detail = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["at"]
+        indexes = [models.Index(fields=["cache_id", "at"], name="events_of_object")]
+
+    def __str__(self) -> str:
+        return f"{self.cache_id} {self.kind}"

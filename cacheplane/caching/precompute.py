@@ -1,0 +1,147 @@
+"""Precompute: turn pending cache objects into KV states, one at a time per engine.
+
+Rows are the queue. `drain` takes the engine's precompute lane and works until nothing is pending; a second drain on
+the same engine finds the lane taken and leaves. So a nudge may be lost, doubled or late: the next one, or the sweep,
+finds what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+
+import structlog
+from django.conf import settings
+
+from cacheplane.caching import lifecycle
+from cacheplane.caching.lifecycle import Claim
+from cacheplane.caching.models import PENDING, CacheObject
+from cacheplane.engines import http, registry, slots
+from cacheplane.engines.base import Engine as EngineAdapter
+from cacheplane.engines.base import KVHandle
+from cacheplane.engines.models import Engine
+from cacheplane.engines.slots import SlotLease
+from cacheplane.errors import ControlPlaneError, EngineTimeout, InvalidRequest, KVStoreFull
+from cacheplane.kv import store
+from cacheplane.kv.store import SavedKV
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_SECONDS = 0.5
+"""How often the progress of a prefill is written down; leases are renewed by the same beat."""
+
+
+class ClaimLost(Exception):
+    """The object was deleted, expired or taken over while it was being computed: nothing of ours may stay."""
+
+
+def new_owner() -> str:
+    return f"{socket.gethostname()[:20]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def drain() -> int:
+    """Compute what is pending until nothing is, or until the lane is somebody else's; how many became active."""
+    owner = new_owner()
+    done = 0
+    while CacheObject.objects.filter(status=PENDING).exists():
+        engine = registry.engine_for("")
+        lease = slots.lease_for_prefill(engine_id=engine.id, owner=owner, seconds=settings.PRECOMPUTE_LEASE_SECONDS)
+        if lease is None:
+            return done
+        worked = 0
+        try:
+            while claim := lifecycle.claim_next(owner=owner):
+                worked += 1
+                done += run(claim, engine=engine, lease=lease)
+        finally:
+            slots.release(lease, resident=None, resident_organization=slots.UNKNOWN_ORGANIZATION)
+        if not worked:
+            return done
+        # A row that came between the last look and the release had its nudge turned away: look again.
+    return done
+
+
+def run(claim: Claim, *, engine: Engine, lease: SlotLease) -> bool:
+    """One attempt at one object; True when it became active. Whatever fails is written into the row."""
+    bound = log.bind(cache_id=claim.cache_id, attempt=claim.attempt, fence=claim.fence)
+    adapter = registry.adapter_of(engine)
+    filename = store.filename_for(cache_id=claim.cache_id, fence=claim.fence)
+    try:
+        handle = _compute(claim, engine=engine, adapter=adapter, lease=lease, filename=filename)
+        if lifecycle.activate(claim, _saved(engine, handle)):
+            bound.info("cache_active", tokens=handle.n_tokens, bytes=handle.size_bytes)
+            return True
+        raise ClaimLost
+    except ClaimLost:
+        bound.warning("claim_lost")
+        http.call(adapter.drop(filename), timeout_seconds=PROGRESS_SECONDS * 20)
+    except (InvalidRequest, KVStoreFull) as error:
+        bound.warning("precompute_refused", code=error.code)
+        lifecycle.fail_attempt(claim, reason=error.message, is_final=isinstance(error, InvalidRequest))
+    except ControlPlaneError as error:
+        bound.warning("precompute_failed", code=error.code)
+        lifecycle.fail_attempt(claim, reason=error.message)
+    return False
+
+
+def _saved(engine: Engine, handle: KVHandle) -> SavedKV:
+    return SavedKV(
+        engine_id=engine.id,
+        filename=handle.filename,
+        n_tokens=handle.n_tokens,
+        size_bytes=handle.size_bytes,
+        sha256=handle.sha256,
+        blake3=handle.blake3,
+        fingerprint=handle.fingerprint,
+    )
+
+
+def _compute(
+    claim: Claim, *, engine: Engine, adapter: EngineAdapter, lease: SlotLease, filename: str
+) -> KVHandle:
+    """Tokenize, make room, prefill and save, while both leases are kept. Raises ClaimLost when ours is gone."""
+    if not engine.persist:
+        raise InvalidRequest("The engine of this model cannot keep KV states, so nothing can be cached on it.")
+    row = CacheObject.objects.filter(id=claim.cache_id).only("messages", "tools", "tokens").first()
+    if row is None:
+        raise ClaimLost
+    tokens = http.call(
+        adapter.prefix_tokens(row.messages, row.tools), timeout_seconds=settings.CALL_TIMEOUT_SECONDS
+    )
+    expected = store.expected_bytes(engine_id=engine.id, n_tokens=len(tokens))
+    store.require_space(engine_id=engine.id, kv_dir=Path(engine.kv_dir), expected_bytes=expected)
+    evaluated = [0]
+
+    def on_progress(done: int, _all: int) -> None:
+        evaluated[0] = done
+
+    future = http.submit(adapter.prefill(tokens, slot=lease.index, filename=filename, on_progress=on_progress))
+    return _kept_alive(claim, lease=lease, future=future, evaluated=evaluated)
+
+
+def _kept_alive(claim: Claim, *, lease: SlotLease, future: Future[KVHandle], evaluated: list[int]) -> KVHandle:
+    """Wait for a prefill; renew both leases and write its progress meanwhile."""
+    renew_every_beats = max(1, int(settings.PRECOMPUTE_LEASE_SECONDS / 3 / PROGRESS_SECONDS))
+    written, beat = 0, 0
+    try:
+        while True:
+            try:
+                return future.result(timeout=PROGRESS_SECONDS)
+            except FutureTimeout:
+                if future.done():
+                    raise EngineTimeout("The engine did not finish the prefill in time.") from None
+            beat += 1
+            if beat * PROGRESS_SECONDS > settings.PREFILL_TIMEOUT_SECONDS:
+                raise EngineTimeout(f"The prefill took longer than {settings.PREFILL_TIMEOUT_SECONDS:.0f} seconds.")
+            if evaluated[0] == written and beat % renew_every_beats:
+                continue
+            written = evaluated[0]
+            kept = slots.renew(lease, seconds=settings.PRECOMPUTE_LEASE_SECONDS)
+            if not lifecycle.renew(claim, prefilled_tokens=written) or not kept:
+                raise ClaimLost
+    finally:
+        future.cancel()

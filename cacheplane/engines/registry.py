@@ -1,0 +1,85 @@
+"""Which engine serves what: engines are rows, their adapters are made from them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from cacheplane.engines import http
+from cacheplane.engines.base import Engine as EngineAdapter
+from cacheplane.engines.llamacpp import LlamaCppEngine
+from cacheplane.engines.models import Engine, EngineSlot, ServedModel
+from cacheplane.errors import EngineOverloaded, InvalidRequest, NotFound
+
+DEFAULT_ENGINE = "default"
+REGISTER_TIMEOUT_SECONDS = 120.0
+
+
+@lru_cache(maxsize=64)
+def _adapter(*, url: str, api_key: str, kv_dir: str) -> EngineAdapter:
+    return LlamaCppEngine(url=url, api_key=api_key, kv_dir=Path(kv_dir))
+
+
+def adapter_of(engine: Engine) -> EngineAdapter:
+    """The adapter that speaks this engine's dialect. The key comes from the settings, never from a table."""
+    return _adapter(url=engine.url, api_key=settings.ENGINE_API_KEY, kv_dir=engine.kv_dir)
+
+
+def register() -> Engine:
+    """Ask and probe the engine that the settings name, and write down what it is.
+
+    All leases and all that slots held are forgotten: whoever calls this knows that the engine has just started, or
+    that no call is in flight on it.
+    """
+    url, kv_dir = settings.ENGINE_URL, str(settings.ENGINE_KV_DIR)
+    adapter = _adapter(url=url, api_key=settings.ENGINE_API_KEY, kv_dir=kv_dir)
+    found = http.call(adapter.capabilities(), timeout_seconds=REGISTER_TIMEOUT_SECONDS)
+    with transaction.atomic():
+        engine, _created = Engine.objects.update_or_create(
+            name=DEFAULT_ENGINE,
+            defaults={
+                "url": url,
+                "kv_dir": kv_dir,
+                "kind": found.kind,
+                "model": found.model,
+                "build": found.build,
+                "fingerprint": found.fingerprint,
+                "total_slots": found.total_slots,
+                "window_tokens": found.window_tokens,
+                "persist": found.persist,
+                "registered_at": timezone.now(),
+            },
+        )
+        engine.slots.all().delete()
+        EngineSlot.objects.bulk_create(EngineSlot(engine=engine, index=index) for index in range(found.total_slots))
+    return engine
+
+
+def engine_for(family: str) -> Engine:
+    """The engine that serves a model family. Raises EngineOverloaded when none is registered yet."""
+    engine = Engine.objects.filter(is_draining=False).order_by("id").first()
+    if engine is None:
+        raise EngineOverloaded("No engine is registered for this model; an operator can run register_engine.")
+    return engine
+
+
+def served_model(name: str) -> ServedModel:
+    """The model that a caller named. Raises NotFound with the contract's sentence."""
+    try:
+        return ServedModel.objects.get(name=name)
+    except ServedModel.DoesNotExist:
+        raise NotFound(f"Not found the model {name[:64]} or Permission denied") from None
+
+
+def require_family(family: str) -> None:
+    """Raise InvalidRequest unless `family` is a family, and not one of its models."""
+    if not ServedModel.objects.filter(family=family).exists():
+        raise InvalidRequest("model family is invalid")
+
+
+def windows_of(family: str) -> list[int]:
+    return list(ServedModel.objects.filter(family=family).order_by("window_tokens").values_list("window_tokens", flat=True))

@@ -1,0 +1,157 @@
+"""Leases of engine slots: affinity and mutual exclusion across all processes, in one statement.
+
+The control plane owns the slots. Nothing is ever queued in the engine: a call waits here, for a bounded time, and
+then either has a slot to itself or is told that the engine is overloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db import connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotLease:
+    """A slot that is ours until `release` or the lease's end. `resident…` say what it held when it was taken."""
+
+    slot_id: int
+    engine_id: int
+    index: int
+    owner: str
+    resident: UUID | None
+    resident_organization: str
+
+
+# The last slot is the lane of precompute: chats take it only when no other is free, so a prefill seldom waits.
+LEASE = """
+UPDATE engines_engineslot AS slot
+   SET lease_owner = %(owner)s,
+       lease_until = clock_timestamp() + make_interval(secs => %(seconds)s),
+       last_used_at = clock_timestamp()
+  FROM (SELECT candidate.id, candidate.resident, candidate.resident_organization
+          FROM engines_engineslot AS candidate
+          JOIN engines_engine AS engine ON engine.id = candidate.engine_id
+         WHERE candidate.engine_id = %(engine_id)s
+           AND NOT engine.is_draining
+           AND (candidate.lease_until IS NULL OR candidate.lease_until < clock_timestamp())
+           AND (NOT %(prefill)s OR candidate.index = engine.total_slots - 1)
+         ORDER BY (candidate.resident IS NOT NULL AND candidate.resident = %(wanted)s::uuid) DESC,
+                  (candidate.index = engine.total_slots - 1),
+                  (candidate.resident IS NULL) DESC,
+                  candidate.last_used_at NULLS FIRST
+         LIMIT 1
+           FOR UPDATE OF candidate SKIP LOCKED) AS free
+ WHERE slot.id = free.id
+RETURNING slot.id, slot.engine_id, slot.index, free.resident, free.resident_organization
+"""
+
+
+def _lease(*, engine_id: int, owner: str, seconds: float, wanted: UUID | None, prefill: bool) -> SlotLease | None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            LEASE,
+            {"engine_id": engine_id, "owner": owner, "seconds": seconds, "wanted": wanted, "prefill": prefill},
+        )
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    slot_id, engine_id, index, resident, organization = row
+    return SlotLease(
+        slot_id=slot_id,
+        engine_id=engine_id,
+        index=index,
+        owner=owner,
+        resident=resident,
+        resident_organization=organization,
+    )
+
+
+def lease_for_call(*, engine_id: int, owner: str, seconds: float, wanted: UUID | None) -> SlotLease | None:
+    """Take a free slot, the one that already holds the KV state `wanted` first; None when all are taken."""
+    return _lease(engine_id=engine_id, owner=owner, seconds=seconds, wanted=wanted, prefill=False)
+
+
+def lease_for_prefill(*, engine_id: int, owner: str, seconds: float) -> SlotLease | None:
+    """Take the precompute lane, so that prefills of one engine run one at a time; None when it is taken."""
+    return _lease(engine_id=engine_id, owner=owner, seconds=seconds, wanted=None, prefill=True)
+
+
+def lease_holding(*, engine_id: int, resident: UUID, owner: str, seconds: float) -> SlotLease | None:
+    """Take a free slot that holds `resident`; None when there is none, or when a call is using it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE engines_engineslot SET lease_owner = %s,
+                      lease_until = clock_timestamp() + make_interval(secs => %s)
+                WHERE id = (SELECT id FROM engines_engineslot
+                             WHERE engine_id = %s AND resident = %s
+                               AND (lease_until IS NULL OR lease_until < clock_timestamp())
+                             ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
+            RETURNING id, index, resident_organization""",
+            [owner, seconds, engine_id, resident],
+        )
+        row = cursor.fetchone()
+    if row is None:
+        return None
+    return SlotLease(
+        slot_id=row[0],
+        engine_id=engine_id,
+        index=row[1],
+        owner=owner,
+        resident=resident,
+        resident_organization=row[2],
+    )
+
+
+def is_resident_anywhere(*, engine_id: int, resident: UUID) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 FROM engines_engineslot WHERE engine_id = %s AND resident = %s LIMIT 1", [engine_id, resident]
+        )
+        return cursor.fetchone() is not None
+
+
+def renew(lease: SlotLease, *, seconds: float) -> bool:
+    """Keep a lease; False when it is no longer ours."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE engines_engineslot SET lease_until = clock_timestamp() + make_interval(secs => %s)
+                WHERE id = %s AND lease_owner = %s""",
+            [seconds, lease.slot_id, lease.owner],
+        )
+        return bool(cursor.rowcount)
+
+
+def release(lease: SlotLease, *, resident: UUID | None, resident_organization: str) -> None:
+    """Give a slot back and say what it now holds. A lease that was lost meanwhile is left alone."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE engines_engineslot
+                  SET lease_owner = '', lease_until = NULL, resident = %s, resident_organization = %s,
+                      last_used_at = clock_timestamp()
+                WHERE id = %s AND lease_owner = %s""",
+            [resident, resident_organization, lease.slot_id, lease.owner],
+        )
+
+
+def release_owned_by(owners: list[str]) -> int:
+    """Free the slots of calls whose process died. What they hold is unknown: an organization never matches it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE engines_engineslot
+                  SET lease_owner = '', lease_until = NULL, resident = NULL, resident_organization = %s
+                WHERE lease_owner = ANY(%s)""",
+            [UNKNOWN_ORGANIZATION, owners],
+        )
+        return int(cursor.rowcount)
+
+
+def forget_residents(*, engine_id: int) -> None:
+    """The engine was seen to have lost what its slots held (a restart, a hit that was none)."""
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE engines_engineslot SET resident = NULL WHERE engine_id = %s", [engine_id])
+
+
+UNKNOWN_ORGANIZATION = "?"
+"""Marks a slot whose content nobody vouches for: the next caller erases it, whoever it is."""
