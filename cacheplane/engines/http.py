@@ -1,0 +1,102 @@
+"""How adapters reach an engine: one connection pool per event loop, and a bridge for synchronous callers."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import aiohttp
+
+from cacheplane.errors import EngineTimeout
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 2.0
+CONTROL_SECONDS = 30.0
+"""For a question or a slot action: an idle engine answers in milliseconds, a busy one between two batches."""
+SILENCE_SECONDS = 300.0
+"""The longest pause within an answer, its first token included."""
+HEALTH_SECONDS = 2.0
+
+CONNECTIONS_PER_ENGINE = 128
+KEEPALIVE_SECONDS = (
+    3.0  # below the server's own 5 s: a connection must not be taken up as the server drops it
+)
+
+CONTROL = aiohttp.ClientTimeout(total=CONTROL_SECONDS, sock_connect=CONNECT_SECONDS)
+STREAM = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+HEALTH = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+
+_sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
+
+
+def session() -> aiohttp.ClientSession:
+    """The running event loop's pool. It carries no cookies and no proxy: engines are neighbours."""
+    loop = asyncio.get_running_loop()
+    open_session = _sessions.get(loop)
+    if open_session is None or open_session.closed:
+        connector = aiohttp.TCPConnector(
+            limit=0, limit_per_host=CONNECTIONS_PER_ENGINE, keepalive_timeout=KEEPALIVE_SECONDS
+        )
+        open_session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        _sessions[loop] = open_session
+    return open_session
+
+
+async def aclose() -> None:
+    """Close the running event loop's pool; the next call opens a new one."""
+    open_session = _sessions.pop(asyncio.get_running_loop(), None)
+    if open_session is not None:
+        await open_session.close()
+
+
+class _Background:
+    """One event loop in one daemon thread, for all synchronous callers of this process."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="engines-http", daemon=True).start()
+
+
+_background: _Background | None = None
+_lock = threading.Lock()
+
+
+def _forget() -> None:
+    """A forked child has the objects but not the thread, and must not touch its parent's sockets."""
+    global _background, _lock, _sessions
+    _background, _lock, _sessions = None, threading.Lock(), WeakKeyDictionary()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Start a coroutine on the background loop. Cancelling the future cancels it, and the engine stops."""
+    global _background
+    with _lock:
+        if _background is None:
+            _background = _Background()
+        return asyncio.run_coroutine_threadsafe(coroutine, _background.loop)
+
+
+def call(coroutine: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
+    """Run a coroutine for a synchronous caller. Not from within an event loop: that would stop it.
+
+    Raises EngineTimeout when the time is over; the coroutine is cancelled then, as it is when the caller is
+    interrupted.
+    """
+    future = submit(coroutine)
+    try:
+        return future.result(timeout_seconds)
+    except concurrent.futures.TimeoutError as error:
+        if future.done() and not future.cancelled():  # a timeout of the coroutine's own
+            raise
+        raise EngineTimeout(f"The engine did not finish within {timeout_seconds:g} s.") from error
+    finally:
+        future.cancel()

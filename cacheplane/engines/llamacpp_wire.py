@@ -1,0 +1,217 @@
+"""What llama.cpp's server says on the wire, typed, and its errors in our words. No connection is opened here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from cacheplane.chat import ChatRequest, Usage
+from cacheplane.errors import (
+    ContextWindowExceeded,
+    EngineError,
+    EngineOverloaded,
+    EngineRejected,
+)
+
+_EVENT_BYTES_MAX = 16 << 20  # one event of a stream; the last one of a prefill repeats its prompt
+
+
+class Timings(msgspec.Struct, frozen=True):
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.cache_n + self.prompt_n,
+            completion_tokens=self.predicted_n,
+            cached_tokens=self.cache_n,
+        )
+
+
+class Failure(msgspec.Struct, frozen=True):
+    message: str = ""
+    type: str = ""
+    code: int = 0
+    n_prompt_tokens: int = 0
+    n_ctx: int = 0
+
+
+class FailureBody(msgspec.Struct, frozen=True):
+    error: Failure
+
+
+class _CachedTokens(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+
+
+class _UsageBlock(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: _CachedTokens = _CachedTokens()
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.prompt_tokens_details.cached_tokens,
+        )
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    role: str | None = None
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    delta: _Delta = _Delta()
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """One event of a streamed chat."""
+
+    choices: list[_Choice] = []
+    usage: _UsageBlock | None = None
+    timings: Timings | None = None
+    error: Failure | None = None
+
+
+class _PromptProgress(msgspec.Struct, frozen=True):
+    total: int
+    processed: int
+
+
+class PrefillEvent(msgspec.Struct, frozen=True):
+    """One event of a streamed completion."""
+
+    stop: bool = False
+    tokens_evaluated: int = 0
+    prompt_progress: _PromptProgress | None = None
+    timings: Timings | None = None
+    error: Failure | None = None
+
+
+class SlotAction(msgspec.Struct, frozen=True):
+    n_saved: int = -1
+    n_written: int = -1
+    n_restored: int = -1
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    input_tokens: int
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    prompt: str
+
+
+class Tokenized(msgspec.Struct, frozen=True):
+    tokens: list[int]
+
+
+class _GenerationSettings(msgspec.Struct, frozen=True):
+    n_ctx: int
+
+
+class Props(msgspec.Struct, frozen=True):
+    default_generation_settings: _GenerationSettings
+    total_slots: int
+    model_path: str = ""
+    model_alias: str = ""
+    model_ftype: str = ""
+    chat_template: str = ""
+    bos_token: str = ""
+    eos_token: str = ""
+    build_info: str = ""
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    id: str
+    tags: list[str] = []
+    meta: dict[str, Any] | None = None
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[ModelEntry]
+
+
+def chat_body(request: ChatRequest, *, slot: int, reuse_tokens: bool) -> bytes:
+    """The streamed call. `timings_per_token` makes every event carry the counts up to it, so that a call that is
+    given up in the middle is still counted exactly."""
+    body: dict[str, Any] = {
+        "messages": request.messages,
+        "max_tokens": request.max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "timings_per_token": True,
+        "reasoning_format": "none",  # a model that thinks aloud does so in its content; else it would be lost
+        "id_slot": slot,
+        "cache_prompt": reuse_tokens,
+    }
+    for name in _OPTIONAL:
+        value = getattr(request, name)
+        if value is not None:
+            body[name] = value
+    return msgspec.json.encode(body)
+
+
+_OPTIONAL = (
+    "tools",
+    "tool_choice",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "stop",
+    "seed",
+    "response_format",
+)
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The data of each server-sent event. Whether the last one came is for the reader of the events to know."""
+    buffer = b""
+    async for piece in response.content.iter_any():
+        buffer += piece
+        *lines, buffer = buffer.split(b"\n")
+        if len(buffer) > _EVENT_BYTES_MAX:
+            raise EngineError("The engine sent an event without an end.")
+        for line in lines:
+            if line.startswith(b"data: "):
+                if line[6:12] == b"[DONE]":
+                    return
+                yield line[6:]
+            elif line.startswith(b"error: "):  # how older servers tell it
+                yield b'{"error":' + line[7:] + b"}"
+
+
+def failure(status: int, body: bytes) -> Exception:
+    """The engine's refusal as an error of ours."""
+    try:
+        told = msgspec.json.decode(body, type=FailureBody).error
+    except msgspec.DecodeError:
+        told = Failure(message=body[:200].decode(errors="replace"))
+    return translated(told, status=status)
+
+
+def translated(told: Failure, *, status: int) -> Exception:
+    sentence = _without_paths(told.message) or f"status {status}"
+    if told.type == "exceed_context_size_error":
+        return ContextWindowExceeded(
+            f"The prompt has {told.n_prompt_tokens} tokens; the model's window takes {told.n_ctx}."
+        )
+    if status in (429, 503):
+        return EngineOverloaded(f"The engine is not ready: {sentence}", retry_after_seconds=1)
+    if 400 <= status < 500 or status == 501:
+        return EngineRejected(f"The engine refused the call: {sentence}")
+    return EngineError(f"The engine failed: {sentence}")
+
+
+def _without_paths(sentence: str) -> str:
+    return re.sub(r"(?:/[\w.@+-]+){2,}/?", "…", sentence)
