@@ -1,7 +1,7 @@
 """Public ids: a prefix, a dash, and 20 characters of [a-z0-9] that sort by the time they were made.
 
-Ten characters are the milliseconds since 1970 in base 36 (enough until the year 115 000 or so), ten are random:
-51 bits, so that an id cannot be guessed from its neighbour. Within one process the ids of one millisecond rise too.
+Ten characters are the milliseconds since 1970 in base 36 (enough until the year 115 000 or so), ten are
+random. Within one process the ids of one millisecond rise too, by a random stride. An id is no secret.
 """
 
 from __future__ import annotations

@@ -1,0 +1,47 @@
+"""Who is calling: organization, project and key of one request, with the limits of its tier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cacheplane.errors import OrganizationSuspended
+
+ACTIVE = "active"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierLimits:
+    slug: str
+    rank: int
+    concurrency: int
+    requests_per_minute: int
+    tokens_per_minute: int
+    tokens_per_day: int | None
+    """None: unlimited."""
+    object_tokens_max: int
+    cached_tokens_max: int
+    ttl_seconds_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    organization_id: str
+    organization_name: str
+    organization_state: str
+    project_id: str
+    api_key_id: str
+    tier: TierLimits
+
+    @property
+    def account_label(self) -> str:
+        """How the contract's sentences name a caller: `org-…<ak-…>`."""
+        return f"{self.organization_id}<{self.api_key_id}>"
+
+
+def require_active(caller: Caller) -> None:
+    """OrganizationSuspended unless the organization may be served."""
+    if caller.organization_state != ACTIVE:
+        raise OrganizationSuspended(
+            f"Your account {caller.account_label} is not active, current state: {caller.organization_state}, "
+            "you may consider to check your account balance"
+        )

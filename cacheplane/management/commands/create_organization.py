@@ -1,0 +1,97 @@
+"""`manage.py create_organization NAME --tier tier5 --recharge 20000 [--voucher 1000] [--json]`."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+from django.utils import timezone
+
+from billing import charging
+from cacheplane.access import organizations
+from cacheplane.access.organizations import NewOrganization
+from cacheplane.errors import InvalidRequest
+
+AMOUNT_MAX = Decimal(10) ** 12
+SMALLEST_AMOUNT = Decimal("0.000000001")
+
+
+def amount(text: str) -> Decimal:
+    """A positive amount of ¥ with at most 9 decimals, or argparse's own complaint that names the option."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an amount, write for example 20000 or 0.5"
+        ) from None
+    if not value.is_finite() or not 0 < value < AMOUNT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} must lie above 0 and below {AMOUNT_MAX:,}")
+    if value % SMALLEST_AMOUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} has more than 9 decimals")
+    return value
+
+
+class Command(BaseCommand):
+    help = "Make an organization with a project, an API key (shown once) and, if asked, money in its purses."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", metavar="NAME", help="what the organization is called")
+        parser.add_argument("--tier", default="tier0", help="tier0 to tier5 (default: tier0)")
+        parser.add_argument("--recharge", type=amount, metavar="¥", help="put this much cash into its purse")
+        parser.add_argument(
+            "--voucher", type=amount, metavar="¥", help="put a voucher of this much into its purse"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        operator = f"create_organization ({_account_name()})"
+        try:
+            with transaction.atomic():
+                new = organizations.create(name=options["name"], tier_slug=options["tier"], operator=operator)
+                for purse, value in (("cash", options["recharge"]), ("voucher", options["voucher"])):
+                    if value is not None:
+                        _recharge(new, purse=purse, value=value, operator=operator)
+        except InvalidRequest as error:
+            raise CommandError(error.message.removeprefix("Invalid request: ")) from error
+        self._report(new, as_json=options["json"])
+
+    def _report(self, new: NewOrganization, *, as_json: bool) -> None:
+        made = {
+            "organization": new.organization.id,
+            "name": new.organization.name,
+            "tier": new.organization.tier_id,
+            "project": new.project.id,
+            "api_key_id": new.issued_key.key.id,
+            "api_key": new.issued_key.secret,
+        }
+        if as_json:
+            self.stdout.write(json.dumps(made, ensure_ascii=False))
+            return
+        for label, value in made.items():
+            self.stdout.write(f"{label:<13} {value}")
+        self.stdout.write("The API key is not shown again.")
+
+
+def _recharge(new: NewOrganization, *, purse: str, value: Decimal, operator: str) -> None:
+    charging.recharge(
+        organization_id=new.organization.id,
+        amount=value,
+        purse=purse,
+        reason="first recharge",
+        operator=operator,
+        idempotency_key=f"create_organization:{new.organization.id}:{purse}",
+        at=timezone.now(),
+    )
+
+
+def _account_name() -> str:
+    """The operating system's name for who runs this, for the audit; a container may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
