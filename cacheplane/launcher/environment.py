@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCK = "requirements.txt"
 DEV_LOCK = "requirements-dev.txt"
 
+LOCK_FILE_NAME = ".making"  # not `.lock`: uv locks a file of that name itself
+
 # `current` uses the running interpreter as it is: container images install the lock themselves.
 CHOICE_VARIABLE = "CACHEPLANE_PYTHON_ENV"
 # Holds the pid that replaced itself; exec keeps the pid, so a second replacement would be a loop.
@@ -90,7 +92,7 @@ def _only_one(environment: Path) -> Iterator[TextIO]:
     """Hold the environment's lock file; a second process waits here until the first has finished."""
     try:
         environment.mkdir(exist_ok=True)
-        lock_file = (environment / ".lock").open("w")
+        lock_file = (environment / LOCK_FILE_NAME).open("w")
     except OSError as error:
         raise EnvironmentNotReady(
             f"{environment} cannot be made ({error.strerror}): make the folder writable, or install {LOCK} yourself "
@@ -129,7 +131,7 @@ def _make(environment: Path, locks: list[Path], lock_file: TextIO, *, inside: bo
         _say(f"bringing the Python environment {environment} up to date")
     marker.unlink(missing_ok=True)
     python = str(environment / "bin" / "python")
-    install = [uv, "pip", "install", "--quiet", "--python", python] if uv else [python, "-m", "pip", "install", "-q"]
+    install = [uv, "pip", "install", "--quiet", "--python", python] if uv else [python, "-m", "pip", "install", "-q", "--no-compile"]
     lock = locks[-1]
     _say(f"installing {lock.name}; the first time this takes up to a minute")
     _run([*install, "--require-hashes", "-r", str(lock)], lock_file, f"{lock.name} could not be installed")
@@ -145,7 +147,7 @@ def _moved_on(marker: Path) -> bool:
 def _empty(environment: Path) -> None:
     """Remove what a broken installation left, all but the lock file that is being held."""
     for entry in environment.iterdir():
-        if entry.name == ".lock":
+        if entry.name == LOCK_FILE_NAME:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
