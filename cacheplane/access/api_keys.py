@@ -281,7 +281,10 @@ def _caller_from(row: tuple, *, key_id: str) -> Caller:
 
 def _live_key_for_update(api_key_id: str) -> ApiKey:
     key = (
-        ApiKey.objects.select_for_update(of=("self",)).select_related("project").filter(id=api_key_id).first()
+        ApiKey.objects.select_for_update(of=("self",), no_key=True)
+        .select_related("project")
+        .filter(id=api_key_id)
+        .first()
     )
     if key is None:
         raise NotFound(f"No API key has the id {api_key_id}")

@@ -89,8 +89,9 @@ def _enter(
     if not FeatureGate.objects.filter(slug=feature).exists():
         raise NotFound(f"No feature gate is called {feature}")
     with transaction.atomic():
-        # Two operators at once take turns, so that the later word is the only one left standing.
-        Organization.objects.select_for_update().get(id=organization.id)
+        # Two operators at once take turns, so that the later word is the only one left standing. Not the
+        # full lock: it would make the organization's calls wait, whose rows point at this one.
+        Organization.objects.select_for_update(no_key=True).get(id=organization.id)
         _live_entries().filter(gate_id=feature, organization=organization).update(ends_at=Now())
         entry = FeatureGateEntry.objects.create(
             gate_id=feature,

@@ -105,7 +105,7 @@ def _change_state(
 
 
 def _for_update(organization_id: str) -> Organization:
-    organization = Organization.objects.select_for_update().filter(id=organization_id).first()
+    organization = Organization.objects.select_for_update(no_key=True).filter(id=organization_id).first()
     if organization is None:
         raise NotFound(f"No organization has the id {organization_id}")
     return organization
