@@ -19,8 +19,18 @@ SWEEP_PRECOMPUTE = "workers.sweep_precompute"
 REAP_CALLS = "workers.reap_calls"
 SETTLE_STORAGE = "workers.settle_storage"
 AUDIT_LEDGER = "workers.audit_ledger"
+DESTROY_ORPHANS = "workers.destroy_orphans"
 
-ALL = (PRECOMPUTE, DESTROY_KV, EXPIRE, SWEEP_PRECOMPUTE, REAP_CALLS, SETTLE_STORAGE, AUDIT_LEDGER)
+ALL = (
+    PRECOMPUTE,
+    DESTROY_KV,
+    EXPIRE,
+    SWEEP_PRECOMPUTE,
+    REAP_CALLS,
+    SETTLE_STORAGE,
+    AUDIT_LEDGER,
+    DESTROY_ORPHANS,
+)
 
 log = structlog.get_logger(__name__)
 

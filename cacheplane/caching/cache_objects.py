@@ -13,7 +13,7 @@ from django.db.models import Q, Sum
 from billing import accounts, clock
 from cacheplane import dispatch
 from cacheplane.access import gates, rate_limits
-from cacheplane.access.api_keys import Caller
+from cacheplane.access.callers import Caller
 from cacheplane.caching import lifecycle
 from cacheplane.caching.digests import digest
 from cacheplane.caching.models import ACTIVE, PENDING, CacheObject, new_cache_id
@@ -93,10 +93,8 @@ def end_of_life(*, ttl_seconds: int | None, expired_at: datetime | None, at: dat
 def check_end(caller: Caller, *, ttl_seconds: int | None, expired_at: datetime | None, at: datetime) -> None:
     """Raise InvalidRequest for an end in the past or beyond what the caller's tier allows."""
     longest = caller.tier.ttl_seconds_max
-    if ttl_seconds is not None and ttl_seconds > longest:
-        raise InvalidRequest(
-            f"Invalid request: ttl: got {ttl_seconds}, takes at most {longest} seconds on {caller.tier.slug}"
-        )
+    if ttl_seconds is not None:
+        check_ttl(caller, field="ttl", seconds=ttl_seconds)
     if expired_at is None:
         return
     if expired_at <= at:
@@ -107,6 +105,15 @@ def check_end(caller: Caller, *, ttl_seconds: int | None, expired_at: datetime |
         raise InvalidRequest(
             f"Invalid request: expired_at: got {int(expired_at.timestamp())}, takes at most "
             f"{longest} seconds from now on {caller.tier.slug}"
+        )
+
+
+def check_ttl(caller: Caller, *, field: str, seconds: int) -> None:
+    """Raise InvalidRequest, naming `field`, for a lifetime that the caller's tier does not allow."""
+    if not 0 < seconds <= caller.tier.ttl_seconds_max:
+        raise InvalidRequest(
+            f"Invalid request: {field}: got {seconds}, takes 1 to {caller.tier.ttl_seconds_max} seconds on "
+            f"{caller.tier.slug}"
         )
 
 

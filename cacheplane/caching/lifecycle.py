@@ -67,7 +67,7 @@ def claim_next(*, owner: str) -> Claim | None:
     with transaction.atomic():
         row = (
             CacheObject.objects.select_for_update(skip_locked=True, of=("self",))
-            .filter(free, ripe, status=PENDING, expired_at__gt=at)
+            .filter(free, ripe, status=PENDING, expired_at__gt=at, attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX)
             .order_by("created_at")
             .only("id", "organization_id", "fence", "attempts")
             .first()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cacheplane.errors import EngineOverloaded, InvalidRequest, NotFound
 
 DEFAULT_ENGINE = "default"
 REGISTER_TIMEOUT_SECONDS = 120.0
+SERVING_MEMO_SECONDS = 1.0
 
 
 @lru_cache(maxsize=64)
@@ -73,6 +76,35 @@ def served_model(name: str) -> ServedModel:
         return ServedModel.objects.get(name=name)
     except ServedModel.DoesNotExist:
         raise NotFound(f"Not found the model {name[:64]} or Permission denied") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A model name with the engine that serves it."""
+
+    model: str
+    family: str
+    window_tokens: int
+    engine: Engine
+
+
+_serving_memo: dict[str, tuple[float, Serving]] = {}
+
+
+def serving(name: str) -> Serving:
+    """As `served_model` and `engine_for` together, remembered for a second: the hot path asks at each call."""
+    known = _serving_memo.get(name)
+    if known is not None and time.monotonic() - known[0] < SERVING_MEMO_SECONDS:
+        return known[1]
+    model = served_model(name)
+    found = Serving(
+        model=model.name,
+        family=model.family,
+        window_tokens=model.window_tokens,
+        engine=engine_for(model.family),
+    )
+    _serving_memo[name] = (time.monotonic(), found)
+    return found
 
 
 def require_family(family: str) -> None:

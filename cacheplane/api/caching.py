@@ -1,0 +1,143 @@
+"""`/v1/caching`: the cache object over HTTP."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django.conf import settings
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from billing import clock
+from cacheplane.api import bodies, openapi
+from cacheplane.api.pagination import page_from
+from cacheplane.api.schemas import kimi
+from cacheplane.caching import cache_objects
+from cacheplane.caching.cache_objects import NewCacheObject
+from cacheplane.caching.models import CacheObject
+from cacheplane.errors import InvalidRequest
+
+REFERENCE_WORDS = {"active": "ready", "expired": "inactive"}
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
+    status = row.status_at(at)
+    shown = REFERENCE_WORDS.get(status, status) if settings.CACHE_STATUS_WORDS == "reference" else status
+    body = {
+        "id": row.id,
+        "object": "context_cache_object",
+        "model": row.model,
+        "messages": row.messages,
+        "tools": row.tools,
+        "name": row.name,
+        "description": row.description,
+        "metadata": row.metadata,
+        "created_at": int(row.created_at.timestamp()),
+        "expired_at": int(row.expired_at.timestamp()),
+        "status": shown,
+        "tokens": row.tokens,
+    }
+    if status == "error":
+        body["error"] = {"type": row.error_type, "message": row.error_message}
+    return body
+
+
+def _instant(unix_seconds: int | None) -> datetime | None:
+    if unix_seconds is None:
+        return None
+    if unix_seconds > LATEST.timestamp():
+        raise InvalidRequest(f"Invalid request: expired_at: got {unix_seconds}, takes a unix time in seconds")
+    return datetime.fromtimestamp(unix_seconds, UTC)
+
+
+class CachingList(APIView):
+    @extend_schema(
+        operation_id="create_cache",
+        summary="Create a cache object",
+        request=openapi.body_of(kimi.CreateCache),
+        responses=openapi.answers(openapi.CACHE_OBJECT, 400, 401, 403, 429, 503),
+    )
+    def post(self, request: Request) -> Response:
+        wanted = bodies.read(request, kimi.CreateCache)
+        kimi.check_metadata(wanted.metadata)
+        if wanted.tags:
+            raise InvalidRequest(f"Invalid request: tags: got {wanted.tags!r}, takes none: tags are not served")
+        ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
+        messages = kimi.as_messages(wanted.messages)
+        tools = kimi.as_tools(wanted.tools, wanted.messages)
+        row = cache_objects.create(
+            request.auth,
+            NewCacheObject(
+                model=wanted.model,
+                messages=messages,
+                tools=tools,
+                name=wanted.name or "",
+                description=wanted.description or "",
+                metadata=wanted.metadata,
+                ttl_seconds=ttl,
+                expired_at=_instant(expired_at),
+            ),
+        )
+        return Response(as_json(row, at=row.created_at))
+
+    @extend_schema(
+        operation_id="list_caches",
+        summary="List cache objects",
+        parameters=[
+            OpenApiParameter("limit", int, description="1 to 100, default 20"),
+            OpenApiParameter("order", str, enum=["asc", "desc"]),
+            OpenApiParameter("after", str, description="exclusive cursor: an object's id"),
+            OpenApiParameter("before", str, description="exclusive cursor: an object's id"),
+        ],
+        responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
+    )
+    def get(self, request: Request) -> Response:
+        rows = cache_objects.page(request.auth, page_from(request.query_params))
+        at = clock.now()
+        return Response({"object": "list", "data": [as_json(row, at=at) for row in rows]})
+
+
+class CachingDetail(APIView):
+    @extend_schema(
+        operation_id="get_cache",
+        summary="Get a cache object",
+        responses=openapi.answers(openapi.CACHE_OBJECT, 401, 404),
+    )
+    def get(self, request: Request, cache_id: str) -> Response:
+        row = cache_objects.get(request.auth, cache_id)
+        answer = Response(as_json(row, at=clock.now()))
+        # Not in the body, whose fields the contract fixes: how far the precompute is.
+        answer["Msh-Context-Cache-Progress"] = f"{row.prefilled_tokens}/{row.tokens}"
+        return answer
+
+    @extend_schema(
+        operation_id="update_cache",
+        summary="Change a cache object's metadata and end",
+        request=openapi.body_of(kimi.UpdateCache),
+        responses=openapi.answers(openapi.CACHE_OBJECT, 400, 401, 403, 404, 429),
+    )
+    def put(self, request: Request, cache_id: str) -> Response:
+        wanted = bodies.read(request, kimi.UpdateCache)
+        kimi.check_metadata(wanted.metadata)
+        ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
+        row = cache_objects.update(
+            request.auth,
+            cache_id,
+            ttl_seconds=ttl,
+            expired_at=_instant(expired_at),
+            metadata=wanted.metadata,
+        )
+        return Response(as_json(row, at=clock.now()))
+
+    @extend_schema(
+        operation_id="delete_cache",
+        summary="Delete a cache object",
+        responses=openapi.answers(openapi.DELETED, 401, 404),
+    )
+    def delete(self, request: Request, cache_id: str) -> Response:
+        cache_objects.delete(request.auth, cache_id)
+        return Response({"deleted": True, "id": cache_id, "object": "context_cache_object.deleted"})

@@ -1,0 +1,126 @@
+"""What the OpenAPI document says of bodies that typed structs read, and of the one path that DRF does not serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cacheplane.api.schemas import kimi
+
+_REASONS = {
+    400: "A field is not taken; the message names it.",
+    401: "No key, or not a valid one.",
+    403: "The feature is not open to this organization.",
+    404: "Absent, or somebody else's.",
+    413: "The body is too large.",
+    429: "A limit, the balance or the engine; see Retry-After.",
+    503: "Try again later.",
+}
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
+        }
+    },
+}
+CACHE_OBJECT: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "object", "model", "messages", "status", "tokens", "created_at", "expired_at"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"type": "string", "enum": ["context_cache_object"]},
+        "model": {"type": "string"},
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "tools": {"type": "array", "items": {"type": "object"}, "nullable": True},
+        "name": {"type": "string"},
+        "description": {"type": "string"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}, "nullable": True},
+        "created_at": {"type": "integer", "description": "unix seconds"},
+        "expired_at": {"type": "integer", "description": "unix seconds"},
+        "status": {"type": "string"},
+        "tokens": {"type": "integer"},
+        "error": ERROR["properties"]["error"],
+    },
+}
+DELETED: dict[str, Any] = {
+    "type": "object",
+    "required": ["deleted", "id", "object"],
+    "properties": {"deleted": {"type": "boolean"}, "id": {"type": "string"}, "object": {"type": "string"}},
+}
+
+
+def list_of(item: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["object", "data"],
+        "properties": {"object": {"type": "string", "enum": ["list"]}, "data": {"type": "array", "items": item}},
+    }
+
+
+def _inlined(node: Any, components: dict[str, Any]) -> Any:
+    """References replaced by what they name: these bodies are small trees, and a document of one piece reads easier."""
+    if isinstance(node, dict):
+        if "$ref" in node:
+            return _inlined(components[node["$ref"].rsplit("/", 1)[-1]], components)
+        return {key: _inlined(value, components) for key, value in node.items() if key != "title"}
+    if isinstance(node, list):
+        return [_inlined(item, components) for item in node]
+    return node
+
+
+def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    (schema,), components = msgspec.json.schema_components([struct], ref_template="#/{name}")
+    inlined: dict[str, Any] = _inlined(schema, components)
+    return inlined
+
+
+def body_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"application/json": schema_of(struct)}
+
+
+def answers(schema: dict[str, Any], *statuses: int) -> dict[Any, Any]:
+    """The 200 answer and the refusals of a route, as drf-spectacular takes them."""
+    from drf_spectacular.utils import OpenApiResponse
+
+    found: dict[Any, Any] = {(200, "application/json"): schema}
+    for status in statuses:
+        found[(status, "application/json")] = OpenApiResponse(response=ERROR, description=_REASONS[status])
+    return found
+
+
+def add_hot_path(result: dict[str, Any], generator: Any, request: Any, public: Any) -> dict[str, Any]:
+    """`/v1/chat/completions` is served beside DRF; its schema comes from the struct that reads it."""
+    messages = {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": kimi.MESSAGES_MAX}
+    body = schema_of(kimi.ChatCompletions)
+    body["properties"]["messages"] = messages
+    refusals = {
+        str(status): {"description": _REASONS[status], "content": {"application/json": {"schema": ERROR}}}
+        for status in (400, 401, 403, 404, 413, 429, 503)
+    }
+    completion = {"type": "object", "description": "chat.completion; with stream: chat.completion.chunk events"}
+    result["paths"]["/v1/chat/completions"] = {
+        "post": {
+            "operationId": "create_chat_completion",
+            "summary": "Chat, with or without a cache object",
+            "tags": ["chat"],
+            "security": [{"ApiKey": []}],
+            "parameters": [
+                {"name": name, "in": "header", "schema": {"type": "string"}, "required": False}
+                for name in ("X-Msh-Context-Cache", "X-Msh-Context-Cache-Reset-TTL", "X-Msh-Context-Cache-DryRun")
+            ],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {
+                "200": {
+                    "description": "The answer",
+                    "content": {"application/json": {"schema": completion}, "text/event-stream": {"schema": {}}},
+                },
+                **refusals,
+            },
+        }
+    }
+    return result

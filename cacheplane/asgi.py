@@ -1,0 +1,62 @@
+"""The web process: the hot path in plain ASGI, everything else through Django."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cacheplane.settings")
+django_application = get_asgi_application()
+
+# Django must be set up before anything that owns a model is imported.
+from starlette.applications import Starlette  # noqa: E402
+from starlette.routing import Mount, Route  # noqa: E402
+
+from cacheplane import database  # noqa: E402
+from cacheplane.access import rate_limits  # noqa: E402
+from cacheplane.api.chat_completions import GATEWAY_ID, ChatCompletions  # noqa: E402
+from cacheplane.engines import http  # noqa: E402
+from cacheplane.errors import ServiceUnavailable  # noqa: E402
+from cacheplane.gateway import completion  # noqa: E402
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+STOP_SECONDS = 10.0
+
+
+async def _beat() -> None:
+    """Say that this process lives: calls of a process that stops saying so are ended by a worker."""
+    while True:
+        try:
+            await database.run(
+                rate_limits.heartbeat, gateway_id=GATEWAY_ID, host=socket.gethostname(), pid=os.getpid()
+            )
+        except ServiceUnavailable:
+            log.warning("heartbeat_missed")
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+@asynccontextmanager
+async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    beating = asyncio.create_task(_beat())
+    try:
+        yield
+    finally:
+        await completion.drained(timeout_seconds=STOP_SECONDS)
+        beating.cancel()
+        with suppress(asyncio.CancelledError):
+            await beating
+        await http.aclose()
+
+
+application = Starlette(
+    routes=[Route("/v1/chat/completions", ChatCompletions()), Mount("/", app=django_application)],
+    lifespan=lifespan,
+)

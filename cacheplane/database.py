@@ -1,0 +1,47 @@
+"""Database work for the asynchronous part: a few threads, each with a connection of its own.
+
+The money and lifecycle code exists once, synchronous; the hot path runs it here. A thread keeps its connection
+between calls; when one breaks, all threads open new ones before their next statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+
+from cacheplane.errors import ServiceUnavailable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRY_AFTER_SECONDS = 1
+
+_threads = ThreadPoolExecutor(settings.HOT_PATH_DATABASE_THREADS, thread_name_prefix="database")
+_local = threading.local()
+_generation = 0
+
+
+async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `function` in a database thread. Raises ServiceUnavailable when the database cannot be reached."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, lambda: _guarded(function, *args, **kwargs))
+
+
+def _guarded(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    global _generation
+    if getattr(_local, "generation", _generation) != _generation:
+        connection.close()
+    _local.generation = _generation
+    try:
+        return function(*args, **kwargs)
+    except (OperationalError, InterfaceError) as error:
+        connection.close()
+        _generation += 1
+        raise ServiceUnavailable(
+            "The database cannot be reached, please try again later", retry_after_seconds=RETRY_AFTER_SECONDS
+        ) from error

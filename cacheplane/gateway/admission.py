@@ -1,0 +1,190 @@
+"""What a call takes before it runs and gives back when it ends: limits, money, a slot. Each is one transaction."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import structlog
+from django.db import transaction
+
+from billing import accounts, charging, clock, holds
+from billing.errors import InsufficientFunds
+from cacheplane.access import rate_limits
+from cacheplane.access.callers import Caller
+from cacheplane.caching import lifecycle
+from cacheplane.caching.models import CacheObject
+from cacheplane.chat import Usage
+from cacheplane.engines import slots
+from cacheplane.engines.registry import Serving
+from cacheplane.engines.slots import SlotLease
+from cacheplane.gateway.matching import Prefix
+from cacheplane.kv import store
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a call may use at most. `prefix` is the active object that it matched, if any. Counts are tokens."""
+
+    call_id: uuid.UUID
+    model: str
+    family: str
+    prompt_tokens: int
+    max_tokens: int
+    prefix: Prefix | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a call ended. `usage` is None when the engine evaluated nothing for it: then nothing is charged."""
+
+    usage: Usage | None
+    is_hit: bool
+    started_at: datetime
+    lost_kv_reason: str | None = None
+    proved_at: datetime | None = None
+
+
+def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
+    """Count the call against the caller's limits and hold its price, both or neither; the instant of admission.
+
+    Raises LimitExceeded, and billing's InsufficientFunds.
+    """
+    with transaction.atomic():
+        rate_limits.admit_call(
+            caller,
+            call_id=wanted.call_id,
+            gateway_id=gateway_id,
+            tokens=wanted.prompt_tokens + wanted.max_tokens,
+        )
+        account = accounts.lock(caller.organization_id)
+        at = clock.now()
+        amount = charging.call_quote(
+            model=wanted.model,
+            family=wanted.family,
+            currency=account.currency,
+            prompt_tokens=wanted.prompt_tokens - (wanted.prefix.tokens if wanted.prefix else 0),
+            completion_tokens=wanted.max_tokens,
+            with_cache=wanted.prefix is not None,
+            at=at,
+        )
+        holds.place(
+            account,
+            reference=wanted.call_id,
+            kind="call",
+            subject=wanted.prefix.cache_id if wanted.prefix else str(wanted.call_id),
+            amount=amount,
+            at=at,
+        )
+    return at
+
+
+def settle(caller: Caller, wanted: Wanted, outcome: Outcome, *, reset_ttl: tuple[str, int] | None) -> None:
+    """Charge what was used, give the rest back, move the object's end. Twice is once: a second run changes nothing.
+
+    `reset_ttl` is (cache id, seconds) of a call that succeeded, also when the object was not active.
+    """
+    used = outcome.usage
+    with transaction.atomic():
+        is_ours = rate_limits.finish_call(call_id=wanted.call_id, tokens_used=used.total_tokens if used else 0)
+        if not is_ours:
+            log.warning("call_was_reaped", call_id=str(wanted.call_id))
+            return
+        account = accounts.lock(caller.organization_id)
+        at = clock.now()
+        if used is None:
+            holds.void(account, reference=wanted.call_id, at=at)
+        else:
+            charging.charge_call(
+                account,
+                hold_reference=wanted.call_id,
+                call_id=str(wanted.call_id),
+                subject=wanted.prefix.cache_id if outcome.is_hit and wanted.prefix else None,
+                family=wanted.family,
+                model=wanted.model,
+                prompt_tokens=used.prompt_tokens,
+                cached_tokens=used.cached_tokens,
+                completion_tokens=used.completion_tokens,
+                started_at=outcome.started_at,
+                at=at,
+                api_key_id=caller.api_key_id,
+                request_id=wanted.request_id,
+            )
+        if outcome.proved_at is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
+            store.mark_proved(wanted.prefix.kv_id, at=outcome.proved_at)
+        if reset_ttl is not None:
+            _reset_ttl(account, caller, cache_id=reset_ttl[0], seconds=reset_ttl[1], at=at)
+    if outcome.lost_kv_reason is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
+        lifecycle.kv_lost(
+            caller.organization_id,
+            wanted.prefix.cache_id,
+            kv_id=wanted.prefix.kv_id,
+            reason=outcome.lost_kv_reason,
+            actor="gateway",
+        )
+
+
+def _reset_ttl(
+    account: accounts.LockedAccount, caller: Caller, *, cache_id: str, seconds: int, at: datetime
+) -> None:
+    row = (
+        CacheObject.objects.of(caller.organization_id)
+        .select_for_update(of=("self",))
+        .with_what_decides_status()
+        .filter(id=cache_id)
+        .first()
+    )
+    if row is None:
+        return  # deleted while the call ran
+    try:
+        with transaction.atomic():
+            lifecycle.move_end(account, row, until=at + timedelta(seconds=seconds), at=at, actor=caller.api_key_id)
+    except InsufficientFunds:
+        # The call itself is done and paid; only bringing the expired object back cannot be.
+        log.info("revival_not_affordable", cache_id=cache_id)
+
+
+def prices(
+    caller: Caller, serving: Serving, *, prefix: Prefix, prompt_tokens: int
+) -> tuple[Decimal, Decimal, str]:
+    """(price with the cache, price without it, currency) of a call that produces nothing."""
+    at = clock.now()
+    currency = accounts.balance(caller.organization_id, at).currency
+
+    def quote(tokens: int, *, with_cache: bool) -> Decimal:
+        return charging.call_quote(
+            model=serving.model,
+            family=serving.family,
+            currency=currency,
+            prompt_tokens=tokens,
+            completion_tokens=0,
+            with_cache=with_cache,
+            at=at,
+        )
+
+    return (
+        quote(prompt_tokens - prefix.tokens, with_cache=True),
+        quote(prompt_tokens, with_cache=False),
+        currency,
+    )
+
+
+def take_slot(*, engine_id: int, call_id: uuid.UUID, seconds: float, prefix: Prefix | None) -> SlotLease | None:
+    wanted = prefix.kv_id if prefix is not None else None
+    return slots.lease_for_call(engine_id=engine_id, owner=str(call_id), seconds=seconds, wanted=wanted)
+
+
+def reap(*, dead_after_seconds: int) -> int:
+    """End the calls of gateways that died: holds voided (unproven use is free), slots and limits given back."""
+    with transaction.atomic():
+        reaped = rate_limits.reap(dead_after_seconds=dead_after_seconds)
+        for call in sorted(reaped, key=lambda call: call.organization_id):
+            account = accounts.lock(call.organization_id)
+            holds.void(account, reference=call.call_id, at=clock.now())
+        slots.release_owned_by([str(call.call_id) for call in reaped])
+    return len(reaped)

@@ -1,0 +1,395 @@
+"""One call, start to finish: match, hold, slot, verify, restore, chat, settle.
+
+    open_call      what is meant and what it may cost; limits and money are taken
+    Completion     the running call: iterate it, then always `finish` it
+      start        a slot, the verified KV state in it, the first token of the answer
+      deltas       the rest
+      finish       the slot, the unused money and the limits go back; what was produced is charged
+
+Whatever is wrong with the cache makes a normal prefill of it, never an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import msgspec
+import structlog
+from django.conf import settings
+
+from cacheplane import database
+from cacheplane.access.callers import Caller
+from cacheplane.caching.cache_objects import check_ttl
+from cacheplane.caching.models import ACTIVE
+from cacheplane.chat import ChatDelta, ChatRequest, Usage
+from cacheplane.engines import registry, slots
+from cacheplane.engines.base import Engine as EngineAdapter
+from cacheplane.engines.models import Engine
+from cacheplane.engines.registry import Serving
+from cacheplane.engines.slots import UNKNOWN_ORGANIZATION, SlotLease
+from cacheplane.errors import (
+    ContextWindowExceeded,
+    ControlPlaneError,
+    EngineError,
+    EngineOverloaded,
+    InvalidRequest,
+    KVDamaged,
+    NotFound,
+    ServiceUnavailable,
+)
+from cacheplane.gateway import admission, matching
+from cacheplane.gateway.admission import Outcome, Wanted
+from cacheplane.gateway.matching import Prefix, Reference
+
+log = structlog.get_logger(__name__)
+
+SLOT_POLL_SECONDS_MIN, SLOT_POLL_SECONDS_MAX = 0.01, 0.25
+SLOT_LEASE_MARGIN_SECONDS = 30.0
+SETTLE_RETRY_SECONDS = (0.2, 1.0, 5.0, 15.0, 60.0, 120.0)
+
+
+class Completion:
+    """A call that was admitted. `await start()`, iterate `deltas()`, and `await finish()` in a finally.
+
+    `is_hit`, `cached_tokens` and `usage` are what the engine reported, known once `start` has returned.
+    """
+
+    def __init__(
+        self,
+        *,
+        caller: Caller,
+        request: ChatRequest,
+        wanted: Wanted,
+        engine: Engine,
+        adapter: EngineAdapter,
+        started_at: datetime,
+        reset_ttl: tuple[str, int] | None,
+    ) -> None:
+        self.caller = caller
+        self.request = request
+        self.wanted = wanted
+        self.usage: Usage | None = None
+        self.is_hit = False
+        self._engine = engine
+        self._adapter = adapter
+        self._started_at = started_at
+        self._reset_ttl = reset_ttl
+        self._leasing: asyncio.Task[SlotLease | None] | None = None
+        self._lease: SlotLease | None = None
+        self._slot_is_sound = False
+        self._stream: AsyncIterator[ChatDelta] | None = None
+        self._first: ChatDelta | None = None
+        self._lost_kv_reason: str | None = None
+        self._proved_at: datetime | None = None
+        self._succeeded = False
+
+    async def start(self) -> None:
+        """Get a slot, put the prefix into it, and wait for the first step of the answer. Raises EngineError."""
+        self._lease = await self._take_slot()
+        reuse = await self._load_prefix(self._lease)
+        self._stream = self._adapter.chat(self.request, slot=self._lease.index, reuse_tokens=reuse)
+        self._first = await anext(self._stream, None)
+        if self._first is None:
+            raise EngineError("The engine ended the answer before it began")
+        self._count(self._first)
+        prefix = self.wanted.prefix
+        if prefix is not None and self.usage is not None:
+            # A prompt that is cached to its last token has one evaluated again, to continue from.
+            self.is_hit = reuse and self.usage.cached_tokens >= prefix.tokens - 1
+            if reuse and not self.is_hit:
+                log.warning("engine_forgot_prefix", cache_id=prefix.cache_id, cached=self.usage.cached_tokens)
+
+    async def deltas(self) -> AsyncIterator[ChatDelta]:
+        """All steps of the answer, the first included."""
+        assert self._first is not None and self._stream is not None
+        yield self._first
+        async for delta in self._stream:
+            self._count(delta)
+            yield delta
+        self._succeeded = True
+
+    def _count(self, delta: ChatDelta) -> None:
+        if delta.usage is None:
+            return
+        owned = self.wanted.prefix.tokens if self.wanted.prefix is not None else 0
+        self.usage = Usage(
+            prompt_tokens=delta.usage.prompt_tokens,
+            completion_tokens=delta.usage.completion_tokens,
+            cached_tokens=min(delta.usage.cached_tokens, owned),
+        )
+
+    async def _take_slot(self) -> SlotLease:
+        deadline = time.monotonic() + settings.SLOT_WAIT_SECONDS
+        pause = SLOT_POLL_SECONDS_MIN
+        while True:
+            # A task of its own: when the caller leaves in the middle, `finish` still learns what was taken.
+            self._leasing = asyncio.create_task(
+                database.run(
+                    admission.take_slot,
+                    engine_id=self._engine.id,
+                    call_id=self.wanted.call_id,
+                    seconds=settings.CALL_TIMEOUT_SECONDS + SLOT_LEASE_MARGIN_SECONDS,
+                    prefix=self.wanted.prefix,
+                )
+            )
+            lease = await asyncio.shield(self._leasing)
+            if lease is not None:
+                return lease
+            if time.monotonic() + pause > deadline:
+                raise EngineOverloaded(
+                    "The engine is currently overloaded, please try again later", retry_after_seconds=5
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, SLOT_POLL_SECONDS_MAX)
+
+    async def _load_prefix(self, lease: SlotLease) -> bool:
+        """Make the slot hold the matched KV state; False when the call must evaluate all of its prompt."""
+        if lease.resident_organization not in ("", self.caller.organization_id):
+            # What another organization's call left behind would show in this one's timing.
+            await self._adapter.erase(slot=lease.index)
+        prefix = self.wanted.prefix
+        if prefix is None or prefix.kv is None:
+            return False
+        if lease.resident == prefix.kv_id:
+            return True
+        try:
+            await self._adapter.verify(prefix.kv, fingerprint=self._engine.fingerprint)
+            await self._adapter.restore(prefix.kv, slot=lease.index)
+        except KVDamaged as error:
+            log.warning("kv_damaged", cache_id=prefix.cache_id, reason=error.message)
+            self._lost_kv_reason = error.message
+            return False
+        self._proved_at = datetime.now(UTC)
+        return True
+
+    async def finish(self) -> None:
+        """Give back the slot and settle. Runs to its end even when the caller's task is cancelled."""
+        await asyncio.shield(_keep(asyncio.create_task(self._finish())))
+
+    async def _finish(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()  # type: ignore[attr-defined]
+        if self._lease is None and self._leasing is not None:
+            self._lease = await self._leasing
+        outcome = Outcome(
+            usage=self.usage,
+            is_hit=self.is_hit,
+            started_at=self._started_at,
+            lost_kv_reason=self._lost_kv_reason,
+            proved_at=self._proved_at,
+        )
+        reset_ttl = self._reset_ttl if self._succeeded else None
+        for pause in (*SETTLE_RETRY_SECONDS, None):
+            try:
+                await database.run(self._give_back, outcome, reset_ttl)
+                return
+            except ServiceUnavailable:
+                if pause is None:
+                    log.error("call_not_settled", call_id=str(self.wanted.call_id))
+                    return
+                await asyncio.sleep(pause)
+
+    def _give_back(self, outcome: Outcome, reset_ttl: tuple[str, int] | None) -> None:
+        if self._lease is not None:
+            self._release_slot(self._lease)
+        admission.settle(self.caller, self.wanted, outcome, reset_ttl=reset_ttl)
+
+    def _release_slot(self, lease: SlotLease) -> None:
+        if self.usage is None:
+            # The engine was broken off before it said anything: nobody knows what the slot holds.
+            slots.release(lease, resident=None, resident_organization=UNKNOWN_ORGANIZATION)
+            return
+        resident = self.wanted.prefix.kv_id if self.is_hit and self.wanted.prefix is not None else None
+        slots.release(lease, resident=resident, resident_organization=self.caller.organization_id)
+        if lease.resident is not None and resident is None and lease.resident == self._expected_resident():
+            # The row said that the prefix was in the slot and the engine had forgotten it: it was restarted.
+            slots.forget_residents(engine_id=lease.engine_id)
+
+    def _expected_resident(self) -> uuid.UUID | None:
+        return self.wanted.prefix.kv_id if self.wanted.prefix is not None else None
+
+
+_finishing: set[asyncio.Task[None]] = set()
+
+
+def _keep(task: asyncio.Task[None]) -> asyncio.Task[None]:
+    """Hold a reference until the task is done: the event loop keeps only weak ones."""
+    _finishing.add(task)
+    task.add_done_callback(_finishing.discard)
+    return task
+
+
+async def drained(*, timeout_seconds: float) -> None:
+    """Wait for calls that are still being settled; called when the process stops."""
+    if _finishing:
+        await asyncio.wait(set(_finishing), timeout=timeout_seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a caller asked for, already checked for form. `request.messages` hold no cache message any more."""
+
+    request: ChatRequest
+    reference: Reference | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a call would count and cost, with the cache and without it. Amounts are exact."""
+
+    prefix: Prefix
+    prompt_tokens: int
+    price: Decimal
+    price_uncached: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Meant:
+    """A call with its cache object looked up: `prefix` only when it is active, `named` in any state."""
+
+    request: ChatRequest
+    serving: Serving
+    named: Prefix | None
+    prefix: Prefix | None
+
+
+async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Completion:
+    """Look up what is meant, count it, and take limits and money. What it returns must be finished.
+
+    Raises NotFound, InvalidRequest, LimitExceeded, EngineError, and billing's InsufficientFunds.
+    """
+    meant = await database.run(_meant, caller, call)
+    adapter = registry.adapter_of(meant.serving.engine)
+    prompt_tokens = await _prompt_tokens(adapter, meant)
+    _check_window(meant, prompt_tokens=prompt_tokens)
+    wanted = Wanted(
+        call_id=uuid.uuid4(),
+        model=meant.serving.model,
+        family=meant.serving.family,
+        prompt_tokens=prompt_tokens,
+        max_tokens=meant.request.max_tokens,
+        prefix=meant.prefix,
+        request_id=call.request_id,
+    )
+    reset_ttl = None
+    if meant.named is not None and call.reference is not None and call.reference.reset_ttl_seconds is not None:
+        reset_ttl = (meant.named.cache_id, call.reference.reset_ttl_seconds)
+    started_at = await _admitted(caller, wanted, gateway_id=gateway_id)
+    return Completion(
+        caller=caller,
+        request=meant.request,
+        wanted=wanted,
+        engine=meant.serving.engine,
+        adapter=adapter,
+        started_at=started_at,
+        reset_ttl=reset_ttl,
+    )
+
+
+async def dry_run(caller: Caller, call: Call) -> DryRun:
+    """Count and price a call without running it. Raises InvalidRequest when the object is not active."""
+    meant = await database.run(_meant, caller, call)
+    if meant.named is None:
+        raise InvalidRequest("Invalid request: dry_run: the call matches no cache object, and takes an active one")
+    if meant.prefix is None:
+        raise InvalidRequest(
+            f"Invalid request: dry_run: the cache object is {meant.named.status}, and takes an active one"
+        )
+    prompt_tokens = await _prompt_tokens(registry.adapter_of(meant.serving.engine), meant)
+    _check_window(meant, prompt_tokens=prompt_tokens)
+    price, price_uncached, currency = await database.run(
+        admission.prices, caller, meant.serving, prefix=meant.prefix, prompt_tokens=prompt_tokens
+    )
+    return DryRun(
+        prefix=meant.prefix,
+        prompt_tokens=prompt_tokens,
+        price=price,
+        price_uncached=price_uncached,
+        currency=currency,
+    )
+
+
+def _meant(caller: Caller, call: Call) -> _Meant:
+    """Runs in a database thread: the model, its engine, and the cache object with its messages put in place."""
+    serving = registry.serving(call.request.model)
+    reference = call.reference
+    if reference is None:
+        return _Meant(request=call.request, serving=serving, named=None, prefix=None)
+    if reference.reset_ttl_seconds is not None:
+        check_ttl(caller, field="reset_ttl", seconds=reference.reset_ttl_seconds)
+    if not reference.is_message:
+        return _matched_by_header(caller, call, serving, reference)
+    named = matching.find(caller, reference.cache_id)
+    if named.model_family != serving.family:
+        raise InvalidRequest(
+            f"Invalid request: model: got {serving.model}, takes a model of the cache object's family "
+            f"{named.model_family}"
+        )
+    request = msgspec.structs.replace(
+        call.request, messages=[*named.messages, *call.request.messages], tools=named.tools
+    )
+    return _Meant(
+        request=request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
+    )
+
+
+def _matched_by_header(caller: Caller, call: Call, serving: Serving, reference: Reference) -> _Meant:
+    """Header mode never fails for the cache's sake: what does not match is an ordinary call."""
+    unmatched = _Meant(request=call.request, serving=serving, named=None, prefix=None)
+    try:
+        named = matching.find(caller, reference.cache_id)
+    except NotFound:
+        return unmatched
+    if named.model_family != serving.family or not matching.is_prefix_of(
+        named, call.request.messages, call.request.tools
+    ):
+        return unmatched
+    return _Meant(
+        request=call.request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
+    )
+
+
+async def _prompt_tokens(adapter: EngineAdapter, meant: _Meant) -> int:
+    """The prompt's tokens. A cached prefix is not counted again: its count is known, only the rest is asked for."""
+    if meant.prefix is None:
+        return await adapter.count_tokens(meant.request.messages, meant.request.tools)
+    rest = meant.request.messages[meant.prefix.message_count :]
+    if not rest:
+        return await adapter.count_tokens(meant.request.messages, meant.request.tools)
+    return meant.prefix.tokens + await adapter.count_tokens(rest, None)
+
+
+def _check_window(meant: _Meant, *, prompt_tokens: int) -> None:
+    window = min(meant.serving.window_tokens, meant.serving.engine.window_tokens)
+    if prompt_tokens + meant.request.max_tokens > window:
+        raise ContextWindowExceeded(
+            f"Your request exceeded model token limit : {window} ({prompt_tokens} prompt tokens and "
+            f"max_tokens {meant.request.max_tokens})"
+        )
+
+
+async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
+    taking = asyncio.create_task(database.run(admission.admit, caller, wanted, gateway_id=gateway_id))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        # The caller left while the transaction ran: it may have committed, so what it took is given back.
+        _keep(asyncio.create_task(_undo(taking, caller, wanted)))
+        raise
+
+
+async def _undo(taking: asyncio.Task[datetime], caller: Caller, wanted: Wanted) -> None:
+    try:
+        started_at = await taking
+    except ControlPlaneError:
+        return  # refused, so nothing was taken
+    outcome = Outcome(usage=None, is_hit=False, started_at=started_at)
+    await database.run(admission.settle, caller, wanted, outcome, reset_ttl=None)

@@ -1,0 +1,106 @@
+"""Which cache object a call means, and whether it may be used: one look-up that starts at the caller."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+from django.db import connection
+
+from cacheplane.access.callers import Caller
+from cacheplane.caching.digests import digest
+from cacheplane.caching.models import ACTIVE, EXPIRED, PENDING
+from cacheplane.chat import Message, Tool
+from cacheplane.engines.base import KVHandle
+from cacheplane.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """How a caller named a cache object: as the first message, or in headers."""
+
+    cache_id: str
+    reset_ttl_seconds: int | None = None
+    is_dry_run: bool = False
+    is_message: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """A caller's cache object as one call sees it. `kv` is set only while the object is active."""
+
+    cache_id: str
+    model_family: str
+    tokens: int
+    messages: list[Message]
+    tools: list[Tool] | None
+    digest: str
+    message_count: int
+    status: str
+    ends_at: datetime
+    kv_id: uuid.UUID | None
+    engine_id: int | None
+    kv: KVHandle | None
+
+
+# One statement, scoped to the organization in its own WHERE: somebody else's id finds nothing, like an absent one.
+FIND = """
+SELECT object.id, object.model, object.tokens, object.messages::text, object.tools::text, object.digest,
+       object.message_count, object.status, object.expired_at, segment.closed_at, account.exhaust_at,
+       kv.id, kv.engine_id, kv.filename, kv.n_tokens, kv.size_bytes, kv.sha256, kv.blake3, kv.fingerprint,
+       clock_timestamp()
+  FROM caching_cacheobject AS object
+  JOIN billing_billingaccount AS account ON account.organization_id = object.organization_id
+  LEFT JOIN billing_storagesegment AS segment ON segment.id = object.segment_id
+  LEFT JOIN kv_kvstate AS kv ON kv.id = object.kv_state_id AND kv.doomed_at IS NULL
+ WHERE object.organization_id = %s AND object.id = %s
+"""
+
+
+def find(caller: Caller, cache_id: str) -> Prefix:
+    """The caller's object with its status by the clock. Raises NotFound."""
+    with connection.cursor() as cursor:
+        cursor.execute(FIND, [caller.organization_id, cache_id[:64]])
+        row = cursor.fetchone()
+    if row is None:
+        raise NotFound(f"Not found the cache object {cache_id[:64]}")
+    (object_id, family, tokens, messages, tools, identity, message_count, stored, expired_at, closed_at) = row[:10]
+    (exhaust_at, kv_id, engine_id, filename, n_tokens, size_bytes, sha256, blake3, fingerprint, at) = row[10:]
+    ends_at = min(instant for instant in (expired_at, closed_at, exhaust_at) if instant is not None)
+    status = EXPIRED if stored in (ACTIVE, PENDING) and ends_at <= at else stored
+    kv = None
+    if status == ACTIVE and kv_id is not None:
+        kv = KVHandle(
+            filename=filename,
+            n_tokens=n_tokens,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            blake3=blake3,
+            fingerprint=fingerprint,
+        )
+    return Prefix(
+        cache_id=object_id,
+        model_family=family,
+        tokens=tokens,
+        messages=msgspec.json.decode(messages),
+        tools=msgspec.json.decode(tools) if tools is not None else None,
+        digest=identity,
+        message_count=message_count,
+        status=status,
+        ends_at=expired_at,
+        kv_id=kv_id,
+        engine_id=engine_id,
+        kv=kv,
+    )
+
+
+def is_prefix_of(prefix: Prefix, messages: Sequence[Message], tools: Sequence[Tool] | None) -> bool:
+    """Header mode: do the call's first messages and its tools equal the object's?"""
+    if len(messages) < prefix.message_count:
+        return False
+    return digest(messages[: prefix.message_count], tools) == prefix.digest
+
+

@@ -1,0 +1,36 @@
+"""Routes. `/v1/chat/completions` is not here: `cacheplane.asgi` serves it on the hot path."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.urls import path
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from rest_framework.renderers import JSONOpenAPIRenderer
+
+from cacheplane.api import caching, health, models, users
+
+handler404 = "cacheplane.api.exceptions.page_not_found"
+handler500 = "cacheplane.api.exceptions.server_error"
+
+
+class Schema(SpectacularAPIView):
+    renderer_classes = [JSONOpenAPIRenderer]
+    authentication_classes: list[type] = []
+
+
+class SchemaPage(SpectacularSwaggerView):
+    authentication_classes: list[type] = []
+
+
+urlpatterns = [
+    path("livez", health.livez),
+    path("readyz", health.readyz),
+    path("admin/", admin.site.urls),
+    path("v1/schema", Schema.as_view(), name="schema"),
+    path("v1/schema/page", SchemaPage.as_view(url_name="schema"), name="schema-page"),
+    path("v1/caching", caching.CachingList.as_view()),
+    path("v1/caching/<str:cache_id>", caching.CachingDetail.as_view()),
+    path("v1/models", models.ModelList.as_view()),
+    path("v1/tokenizers/estimate-token-count", models.EstimateTokenCount.as_view()),
+    path("v1/users/me/balance", users.Balance.as_view()),
+]

@@ -1,0 +1,25 @@
+"""The beat table. A tick that finds nothing to do costs one query; a tick that is missed is made up by the next."""
+
+from __future__ import annotations
+
+from cacheplane import dispatch
+from cacheplane.celery import app
+
+
+def _every(seconds: float, job: str) -> dict[str, object]:
+    # A tick that waited for a whole period is superseded by the next: it is not run late.
+    return {"task": job, "schedule": seconds, "options": {"expires": max(seconds, 5.0)}}
+
+
+app.conf.beat_schedule = {
+    # Seconds after its end an object's bytes are gone; readers know of the end at once.
+    "expire": _every(2.0, dispatch.EXPIRE),
+    # A lost nudge or a dead worker delays a precompute by no more than this and the lease.
+    "sweep precompute": _every(5.0, dispatch.SWEEP_PRECOMPUTE),
+    "destroy KV": _every(5.0, dispatch.DESTROY_KV),
+    "reap calls": _every(5.0, dispatch.REAP_CALLS),
+    # Lines of storage are posted hourly; what is owed is exact in between without them.
+    "settle storage": _every(3600.0, dispatch.SETTLE_STORAGE),
+    "audit ledger": _every(3600.0, dispatch.AUDIT_LEDGER),
+    "destroy orphans": _every(3600.0, dispatch.DESTROY_ORPHANS),
+}
