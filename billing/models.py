@@ -1,0 +1,422 @@
+"""The tables of billing. Written by the rooms named in each docstring; the database repeats their rules."""
+
+from __future__ import annotations
+
+import uuid
+from decimal import Decimal
+from typing import ClassVar
+
+from django.core.validators import MinValueValidator
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+SYSTEM_NAMESPACE = uuid.UUID("5f0c0d3a-9d2b-5f0e-8f0a-1d1f6f1d6b10")
+"""System accounts have ids made from their name, so that posting needs no look-up."""
+
+CURRENCIES = [("CNY", "CNY"), ("USD", "USD")]
+
+
+class Meter(models.TextChoices):
+    CREATION = "creation", "Creation"
+    STORAGE = "storage", "Storage"
+    CALL = "call", "Call on a cache object"
+    PROMPT = "prompt", "Prompt tokens"
+    COMPLETION = "completion", "Completion tokens"
+
+
+class AccountKind(models.TextChoices):
+    CASH = "cash", "Cash purse"
+    VOUCHER = "voucher", "Voucher purse"
+    FUNDING_CASH = "funding_cash", "Cash received"
+    FUNDING_VOUCHER = "funding_voucher", "Vouchers issued"
+    REVENUE_CREATION = "revenue_creation", "Revenue: creation"
+    REVENUE_STORAGE = "revenue_storage", "Revenue: storage"
+    REVENUE_CALL = "revenue_call", "Revenue: calls"
+    REVENUE_TOKENS = "revenue_tokens", "Revenue: tokens"
+    WAIVED = "waived", "Waived"
+
+
+PURSE_KINDS = (AccountKind.VOUCHER, AccountKind.CASH)
+SYSTEM_KINDS = tuple(kind for kind in AccountKind if kind not in PURSE_KINDS)
+
+REVENUE_OF_METER = {
+    Meter.CREATION: AccountKind.REVENUE_CREATION,
+    Meter.STORAGE: AccountKind.REVENUE_STORAGE,
+    Meter.CALL: AccountKind.REVENUE_CALL,
+    Meter.PROMPT: AccountKind.REVENUE_TOKENS,
+    Meter.COMPLETION: AccountKind.REVENUE_TOKENS,
+}
+
+
+def system_account_id(kind: str, currency: str) -> uuid.UUID:
+    return uuid.uuid5(SYSTEM_NAMESPACE, f"{kind}:{currency}")
+
+
+def money_field(**options: object) -> models.DecimalField[Decimal, Decimal]:
+    return models.DecimalField(max_digits=24, decimal_places=9, **options)  # type: ignore[arg-type]
+
+
+class BillingAccount(models.Model):
+    """One organization's money as a whole. This row is the lock that every change of its money takes first."""
+
+    organization = models.OneToOneField(
+        "access.Organization", primary_key=True, on_delete=models.PROTECT, related_name="billing_account"
+    )
+    currency = models.CharField(max_length=3, choices=CURRENCIES, default="CNY")
+    storage_commitment = money_field(
+        default=Decimal(0),
+        help_text="What all unbilled minutes cost up to the planned ends of open segments.",
+    )
+    committed_until = models.DateTimeField(
+        null=True, blank=True, help_text="No open segment is planned to end later."
+    )
+    exhaust_at = models.DateTimeField(
+        null=True, blank=True, help_text="The first minute of storage that cannot be paid; empty: all can."
+    )
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(storage_commitment__gte=0), name="commitment_not_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} ({self.currency})"
+
+
+class LedgerAccount(models.Model):
+    """Where value sits: an organization's purse, or one of the system's accounts (their sums are computed, never
+    stored, so that no row is written by every call)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    organization = models.ForeignKey(
+        "access.Organization", null=True, blank=True, on_delete=models.PROTECT, related_name="ledger_accounts"
+    )
+    kind = models.CharField(max_length=20, choices=AccountKind)
+    currency = models.CharField(max_length=3, choices=CURRENCIES)
+    posted = money_field(default=Decimal(0))
+    held = money_field(default=Decimal(0))
+    entry_count = models.BigIntegerField(default=0)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(posted__gte=F("held"), held__gte=0), name="posted_covers_held_covers_zero"
+            ),
+            models.CheckConstraint(
+                condition=Q(organization__isnull=False, kind__in=["cash", "voucher"])
+                | Q(organization__isnull=True, posted=0, held=0, entry_count=0)
+                & ~Q(kind__in=["cash", "voucher"]),
+                name="purses_belong_to_somebody",
+            ),
+            models.CheckConstraint(
+                condition=Q(expires_at__isnull=True) | Q(kind="voucher"), name="only_vouchers_expire"
+            ),
+            models.UniqueConstraint(
+                fields=["organization", "currency", "kind", "expires_at"],
+                nulls_distinct=False,
+                name="one_purse_of_a_kind",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id or 'system'} {self.kind} {self.currency}"
+
+
+class MeterEvent(models.Model):
+    """One immutable fact of use, without a price. Written by `metering` alone; repeating it is harmless."""
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="meter_events", db_index=False
+    )
+    meter = models.CharField(max_length=12, choices=Meter)
+    source = models.CharField(max_length=32)
+    source_key = models.CharField(max_length=128)
+    subject = models.CharField(
+        max_length=64, blank=True, help_text="The id of what was used, for example a cache object."
+    )
+    model = models.CharField(max_length=128)
+    quantity = models.BigIntegerField()
+    unit = models.CharField(max_length=16)
+    occurred_at = models.DateTimeField()
+    first_minute = models.IntegerField(
+        null=True, blank=True, help_text="Storage: first minute of the segment."
+    )
+    end_minute = models.IntegerField(
+        null=True, blank=True, help_text="Storage: the minute after the last one."
+    )
+    api_key_id = models.CharField(max_length=64, blank=True)
+    request_id = models.CharField(max_length=64, blank=True)
+    recorded_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "occurred_at"], name="events_of_organization"),
+        ]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["source", "source_key"], name="one_event_per_source_key"),
+            models.CheckConstraint(condition=Q(quantity__gt=0), name="event_counts_something"),
+            models.CheckConstraint(
+                condition=Q(meter="storage", first_minute__gte=0, end_minute__gt=F("first_minute"))
+                | (~Q(meter="storage") & Q(first_minute__isnull=True, end_minute__isnull=True)),
+                name="storage_events_have_minutes",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.source_key}"
+
+
+class EntryKind(models.TextChoices):
+    CREATION = "creation", "Creation"
+    STORAGE = "storage", "Storage"
+    CALL = "call", "Call on a cache object"
+    PROMPT = "prompt", "Prompt tokens"
+    COMPLETION = "completion", "Completion tokens"
+    RECHARGE = "recharge", "Recharge"
+    REVERSAL = "reversal", "Reversal"
+    LAPSE = "lapse", "Voucher lapsed"
+    WAIVER = "waiver", "Waived: used, but not covered"
+
+
+class LedgerEntry(models.Model):
+    """One amount moved from `debit` to `credit`. Written by `ledger` alone; never changed, only reversed.
+
+    Money leaves the debited account and reaches the credited one. A charge split over purses repeats its event's
+    quantity on each row: the rows of one event together are quantity × unit price. A waiver has no purse: it
+    books what a call used beyond what could be paid, so that revenue and use still agree line by line.
+    """
+
+    debit = models.ForeignKey(
+        LedgerAccount, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
+    )
+    credit = models.ForeignKey(
+        LedgerAccount, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
+    )
+    amount = money_field()
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="ledger_entries", db_index=False
+    )
+    currency = models.CharField(max_length=3, choices=CURRENCIES)
+    purse = models.ForeignKey(
+        LedgerAccount, null=True, blank=True, on_delete=models.PROTECT, related_name="entries", db_index=False
+    )
+    purse_sequence = models.BigIntegerField(null=True, blank=True)
+    balance_after = money_field(null=True, blank=True)
+    idempotency_key = models.CharField(max_length=220, unique=True)
+    kind = models.CharField(max_length=12, choices=EntryKind)
+    meter_event = models.ForeignKey(
+        MeterEvent, null=True, blank=True, on_delete=models.PROTECT, related_name="entries"
+    )
+    price = models.ForeignKey(
+        "billing.Price",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        db_index=False,
+        db_constraint=False,
+    )
+    quantity = models.BigIntegerField(null=True, blank=True)
+    unit_price = money_field(null=True, blank=True)
+    reverses = models.OneToOneField(
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="reversed_by"
+    )
+    reason = models.CharField(max_length=500, blank=True)
+    operator = models.CharField(max_length=150, blank=True)
+    request_id = models.CharField(max_length=64, blank=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name_plural = "ledger entries"
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "-id"], name="entries_of_organization"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(amount__gt=0), name="entry_moves_something"),
+            models.CheckConstraint(condition=~Q(debit=F("credit")), name="entry_has_two_sides"),
+            models.CheckConstraint(
+                condition=Q(
+                    kind="waiver", purse__isnull=True, purse_sequence__isnull=True, balance_after__isnull=True
+                )
+                | (
+                    ~Q(kind="waiver")
+                    & (Q(purse=F("debit")) | Q(purse=F("credit")))
+                    & Q(purse__isnull=False, purse_sequence__gt=0, balance_after__gte=0)
+                ),
+                name="entry_touches_its_purse",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind__in=["recharge", "reversal", "lapse"], meter_event__isnull=True)
+                | (
+                    ~Q(kind__in=["recharge", "reversal", "lapse"])
+                    & Q(meter_event__isnull=False, price__isnull=False, unit_price__gte=0, quantity__gt=0)
+                ),
+                name="charges_name_event_and_price",
+            ),
+            models.CheckConstraint(
+                condition=Q(kind="reversal", reverses__isnull=False) & ~Q(reason="") & ~Q(operator="")
+                | (~Q(kind="reversal") & Q(reverses__isnull=True)),
+                name="reversal_says_what_and_why",
+            ),
+            models.CheckConstraint(
+                condition=~Q(kind="recharge") | (~Q(reason="") & ~Q(operator="")),
+                name="recharge_says_who_and_why",
+            ),
+            models.UniqueConstraint(fields=["purse", "purse_sequence"], name="one_entry_per_sequence"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.amount} {self.currency}"
+
+
+class Hold(models.Model):
+    """Money of one purse set aside for work in flight. A reference has one row per purse that it touches."""
+
+    class State(models.TextChoices):
+        OPEN = "open", "Open"
+        SETTLED = "settled", "Settled"
+        VOIDED = "voided", "Voided"
+
+    class Kind(models.TextChoices):
+        CREATION = "creation", "Creation"
+        CALL = "call", "Call"
+
+    reference = models.UUIDField()
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="holds", db_index=False
+    )
+    purse = models.ForeignKey(LedgerAccount, on_delete=models.PROTECT, related_name="holds", db_index=False)
+    amount = money_field()
+    kind = models.CharField(max_length=12, choices=Kind)
+    subject = models.CharField(max_length=64, blank=True)
+    state = models.CharField(max_length=8, choices=State, default=State.OPEN)
+    created_at = models.DateTimeField()
+    closed_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["kind", "created_at"], condition=Q(state="open"), name="open_holds_by_age"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(amount__gte=0), name="hold_not_negative"),
+            models.CheckConstraint(
+                condition=Q(state="open", closed_at__isnull=True)
+                | (~Q(state="open") & Q(closed_at__isnull=False)),
+                name="closed_holds_say_when",
+            ),
+            models.UniqueConstraint(fields=["reference", "purse"], name="one_hold_per_purse"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.reference} {self.amount} {self.state}"
+
+
+class PricedItem(models.Model):
+    """What has a price: a meter, for a model or a family of models, in one currency."""
+
+    meter = models.CharField(max_length=12, choices=Meter)
+    model = models.CharField(max_length=128, help_text="A model's name, or a family's.")
+    currency = models.CharField(max_length=3, choices=CURRENCIES, default="CNY")
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["meter", "model", "currency"], name="one_item_per_meter_and_model"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.meter} {self.model} {self.currency}"
+
+
+class Price(models.Model):
+    """A price from one instant to the next. Written by `price_book` alone; two never overlap, a closed one stays."""
+
+    priced_item = models.ForeignKey(PricedItem, on_delete=models.PROTECT, related_name="prices")
+    per_million = models.DecimalField(
+        max_digits=15,
+        decimal_places=3,
+        validators=[MinValueValidator(Decimal(0))],
+        help_text="Per 1,000,000 units: tokens, token-minutes, or calls.",
+    )
+    valid_from = models.DateTimeField()
+    valid_to = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=Q(per_million__gte=0), name="price_not_negative"),
+            models.CheckConstraint(
+                condition=Q(valid_to__isnull=True) | Q(valid_to__gt=F("valid_from")),
+                name="price_ends_after_start",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.priced_item} {self.per_million}"
+
+
+class StorageSegment(models.Model):
+    """A span in which a subject is stored and billed, minute by minute from `started_at`. Written by `storage`."""
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="storage_segments", db_index=False
+    )
+    subject = models.CharField(max_length=64)
+    model = models.CharField(max_length=128, help_text="The model family whose storage price holds.")
+    tokens = models.BigIntegerField()
+    started_at = models.DateTimeField()
+    ends_at = models.DateTimeField(help_text="The planned end.")
+    closed_at = models.DateTimeField(null=True, blank=True, help_text="The real end.")
+    billed_minutes = models.IntegerField(default=0)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["organization"], condition=Q(closed_at__isnull=True), name="open_segments"),
+        ]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["subject"], condition=Q(closed_at__isnull=True), name="one_open_segment_per_subject"
+            ),
+            models.CheckConstraint(
+                condition=Q(tokens__gt=0, billed_minutes__gte=0), name="segment_counts_up"
+            ),
+            models.CheckConstraint(condition=Q(ends_at__gt=F("started_at")), name="segment_ends_after_start"),
+            models.CheckConstraint(
+                condition=Q(closed_at__isnull=True) | Q(closed_at__gte=F("started_at"), billed_minutes__gt=0),
+                name="closed_segment_is_billed",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.subject} from {self.started_at}"
+
+
+class StorageLine(models.Model):
+    """Minutes [first_minute, end_minute) of a segment, charged at one price. A minute cannot be charged twice."""
+
+    segment = models.ForeignKey(StorageSegment, on_delete=models.PROTECT, related_name="lines")
+    first_minute = models.IntegerField()
+    end_minute = models.IntegerField()
+    price = models.ForeignKey(
+        Price, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
+    )
+    unit_price = money_field()
+    amount = money_field()
+    meter_event = models.OneToOneField(MeterEvent, on_delete=models.PROTECT, related_name="storage_line")
+
+    class Meta:
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(first_minute__gte=0, end_minute__gt=F("first_minute")), name="line_has_minutes"
+            ),
+            models.CheckConstraint(condition=Q(amount__gte=0, unit_price__gte=0), name="line_not_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.segment_id} [{self.first_minute}, {self.end_minute})"
