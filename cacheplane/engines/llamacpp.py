@@ -318,22 +318,29 @@ class LlamaCppEngine:
 
     @asynccontextmanager
     async def _stream(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Leaving early closes the connection, which is how the server learns that it may stop."""
-        async with self._open("POST", path, body, http.STREAM) as response:
+        """Leaving early closes the connection, which is how the server learns that it may stop.
+
+        Each stream has a connection of its own: the server says keep-alive and yet hangs up after a stream.
+        """
+        async with self._open("POST", path, body, http.STREAM, {"Connection": "close"}) as response:
             try:
                 yield response
             finally:
-                if not response.content.at_eof():
-                    response.close()
+                response.close()
 
     @asynccontextmanager
     async def _open(
-        self, method: str, path: str, body: bytes | None, timeout: aiohttp.ClientTimeout
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout: aiohttp.ClientTimeout,
+        headers: dict[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         answered = False
         try:
             async with http.session().request(
-                method, self._url + path, data=body, headers=self._headers, timeout=timeout
+                method, self._url + path, data=body, headers=self._headers | (headers or {}), timeout=timeout
             ) as response:
                 answered = True
                 if response.status != 200:
