@@ -193,7 +193,7 @@ class RateState(models.Model):
     """What an organization has used of its limits. One row decides admission for all processes at once.
 
     The two levels are leaky buckets: they fill by what is admitted and leak by the tier's limit per minute.
-    `day` is a calendar day of UTC+8 (Beijing time): the contract does not say, its vendor's callers live there.
+    `day` is a calendar day of UTC+8 (Beijing time): the contract does not say; its callers live there.
     """
 
     organization = models.OneToOneField(

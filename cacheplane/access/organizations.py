@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 from django.db import transaction
 
-from billing import accounts
+from billing import accounts, charging, clock
 from cacheplane.access import api_keys, audit, rate_limits
 from cacheplane.access.api_keys import IssuedKey
 from cacheplane.access.models import Organization, Project, Tier
@@ -25,7 +26,7 @@ class NewOrganization:
 def create(
     *, name: str, tier_slug: str, operator: str, kind: str = Organization.Kind.STANDARD
 ) -> NewOrganization:
-    """An organization with its first project, a key, its rate state and its billing account: all or nothing."""
+    """An organization with a project, a key, its rate state and its billing account: all or nothing."""
     name = _required_name(name)
     tier = _tier(tier_slug)
     with transaction.atomic():
@@ -82,6 +83,36 @@ def set_tier(*, organization_id: str, tier_slug: str, reason: str, operator: str
             detail={"from": before, "to": tier.slug},
         )
     return organization
+
+
+def recharge(
+    *, organization_id: str, amount: Decimal, purse: str, reason: str, operator: str, idempotency_key: str
+) -> None:
+    """Put money (¥) into its `cash` or `voucher` purse. The same `idempotency_key` again changes nothing.
+
+    Raises InvalidRequest, and billing's errors.
+    """
+    reason = audit.required_reason(reason)
+    if amount <= 0:
+        raise InvalidRequest(f"Invalid request: amount got {amount}, it takes more than 0")
+    with transaction.atomic():
+        charging.recharge(
+            organization_id=organization_id,
+            amount=amount,
+            purse=purse,
+            reason=reason,
+            operator=operator,
+            idempotency_key=idempotency_key,
+            at=clock.now(),
+        )
+        audit.record(
+            operator=operator,
+            action="organization.recharge",
+            subject=organization_id,
+            organization_id=organization_id,
+            reason=reason,
+            detail={"amount": str(amount), "purse": purse, "idempotency_key": idempotency_key},
+        )
 
 
 def _change_state(

@@ -237,8 +237,8 @@ def _require_possible(caller: Caller, *, tokens: int) -> None:
         if limit is not None and tokens > limit:
             raise LimitExceeded(
                 f"Your account {caller.account_label} request reached {name} rate limit, current:{tokens}, "
-                f"limit:{limit}; this request alone counts more tokens than {tier.slug} has in a {unit}, so a "
-                "retry cannot succeed: shorten the prompt, lower max_tokens or move to a higher tier"
+                f"limit:{limit}; this request alone counts more tokens than {tier.slug} has in a {unit}, so "
+                "a retry cannot succeed: shorten the prompt, lower max_tokens or move to a higher tier"
             )
 
 

@@ -10,9 +10,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
-from django.utils import timezone
 
-from billing import charging
 from cacheplane.access import organizations
 from cacheplane.access.organizations import NewOrganization
 from cacheplane.errors import InvalidRequest
@@ -42,9 +40,11 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", metavar="NAME", help="what the organization is called")
         parser.add_argument("--tier", default="tier0", help="tier0 to tier5 (default: tier0)")
-        parser.add_argument("--recharge", type=amount, metavar="¥", help="put this much cash into its purse")
         parser.add_argument(
-            "--voucher", type=amount, metavar="¥", help="put a voucher of this much into its purse"
+            "--recharge", type=amount, metavar="CNY", help="put this much cash into its purse"
+        )
+        parser.add_argument(
+            "--voucher", type=amount, metavar="CNY", help="put a voucher of this much into its purse"
         )
         parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
@@ -70,7 +70,7 @@ class Command(BaseCommand):
             "api_key": new.issued_key.secret,
         }
         if as_json:
-            self.stdout.write(json.dumps(made, ensure_ascii=False))
+            self.stdout.write(json.dumps(made))
             return
         for label, value in made.items():
             self.stdout.write(f"{label:<13} {value}")
@@ -78,14 +78,13 @@ class Command(BaseCommand):
 
 
 def _recharge(new: NewOrganization, *, purse: str, value: Decimal, operator: str) -> None:
-    charging.recharge(
+    organizations.recharge(
         organization_id=new.organization.id,
         amount=value,
         purse=purse,
         reason="first recharge",
         operator=operator,
         idempotency_key=f"create_organization:{new.organization.id}:{purse}",
-        at=timezone.now(),
     )
 
 

@@ -69,7 +69,7 @@ def at_once() -> Callable[[list[Callable[[], Any]]], list[Outcome]]:
 
 
 def _at_once(works: list[Callable[[], Any]]) -> list[Outcome]:
-    """Run all on up to THREADS_MAX threads, each with a database connection of its own, from one starting shot."""
+    """Run all on up to THREADS_MAX threads, each with a connection of its own, from one starting shot."""
     thread_count = min(THREADS_MAX, len(works))
     start = threading.Barrier(thread_count)
 

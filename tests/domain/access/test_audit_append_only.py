@@ -35,9 +35,12 @@ def test_an_entry_says_who_did_what_and_why(entry, organization):
     ],
 )
 def test_the_database_refuses_to_change_or_delete_one(entry, statement):
-    with pytest.raises(IntegrityError, match="never changed or deleted"), transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute(statement, [entry.id])
+    with (
+        pytest.raises(IntegrityError, match="never changed or deleted"),
+        transaction.atomic(),
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(statement, [entry.id])
     assert AuditEntry.objects.get(id=entry.id).operator == "ada"
 
 
