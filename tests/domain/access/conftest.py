@@ -6,15 +6,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import connection
+from django.apps import apps
+from django.db import connection, transaction
 
 from cacheplane.access import api_keys
 from cacheplane.access.callers import Caller
-from cacheplane.access.models import Organization, Project
+from cacheplane.access.models import Organization, Project, Tier
 from cacheplane.errors import ControlPlaneError
 
 THREADS_MAX = 32
@@ -44,8 +46,11 @@ def issued(project) -> api_keys.IssuedKey:
 
 
 @pytest.fixture
-def make_caller(db) -> Callable[..., Caller]:
-    """A caller of a new organization; keyword arguments replace limits of its tier."""
+def make_caller() -> Callable[..., Caller]:
+    """Makes a caller of a new organization; keyword arguments replace limits of its tier.
+
+    Asks for no database itself: the test says whether its rows are committed.
+    """
 
     def make(tier_slug: str = "tier0", **limits: int | None) -> Caller:
         organization = Organization.objects.create(name="Acme", tier_id=tier_slug)
@@ -55,6 +60,33 @@ def make_caller(db) -> Callable[..., Caller]:
         return replace(caller, tier=replace(caller.tier, **limits))
 
     return make
+
+
+@pytest.fixture
+def committed_rows(django_db_setup, django_db_blocker):
+    """The test's rows are committed, so that other threads see them, and taken away one by one afterwards.
+
+    pytest-django's own way is to empty every table: it would take the tiers and prices with it, which the
+    migrations made and which, being append-only, cannot be put back by saving them.
+    """
+    with django_db_blocker.unblock():
+        if not Tier.objects.exists():
+            import_module("cacheplane.access.migrations.0003_tiers_and_gates").seed(apps, None)
+        before = list(Organization.objects.values_list("id", flat=True))
+        yield
+        _remove_organizations(except_ids=before)
+        connection.close()
+
+
+def _remove_organizations(*, except_ids: list[str]) -> None:
+    tables = ["callinflight", "ratestate", "featuregateentry", "apikey", "project", "auditentry"]
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE access_auditentry DISABLE TRIGGER audit_entry_is_append_only")
+        for table in tables:
+            cursor.execute(f"DELETE FROM access_{table} WHERE NOT organization_id = ANY(%s)", [except_ids])
+        cursor.execute("DELETE FROM access_organization WHERE NOT id = ANY(%s)", [except_ids])
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        cursor.execute("ALTER TABLE access_auditentry ENABLE TRIGGER audit_entry_is_append_only")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from cacheplane.access import rate_limits
 from cacheplane.access.models import CallInFlight, RateState
 from cacheplane.errors import LimitExceeded
 
-pytestmark = pytest.mark.django_db(transaction=True, serialized_rollback=True)
+pytestmark = pytest.mark.usefixtures("committed_rows")
 
 WIDE = {
     "concurrency": 1_000,
