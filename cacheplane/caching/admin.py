@@ -1,0 +1,336 @@
+"""The operators' view of cache objects. Nothing is edited: what changes one is an action with a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse
+from django.urls import NoReverseMatch, reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminIntegerFieldWidget
+
+from billing import clock
+from cacheplane.access import audit
+from cacheplane.access.admin import ReadOnlyAdmin
+from cacheplane.access.admin_actions import ReasonField, ReasonForm, act_on_form, operator_of
+from cacheplane.caching import lifecycle
+from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
+from cacheplane.errors import Conflict
+
+STATUS_COLOURS = {PENDING: "info", ACTIVE: "success", EXPIRED: "warning", ERROR: "danger"}
+TEXT_CHARS_SHOWN_MAX = 20_000
+EVENTS_SHOWN_MAX = 50
+LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
+
+
+class StatusNow(admin.SimpleListFilter):
+    """By the status that a reader sees now, not by the one that was written last."""
+
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return list(CacheObject.STATUSES)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[CacheObject]) -> QuerySet[CacheObject]:
+        wanted = self.value()
+        if wanted is None:
+            return queryset
+        over = CacheObject.objects.due(clock.now()).values("id")
+        if wanted == EXPIRED:
+            return queryset.filter(Q(status=EXPIRED) | Q(id__in=over))
+        return queryset.filter(status=wanted).exclude(id__in=over)
+
+
+class TtlForm(forms.Form):
+    """`ttl_seconds` is counted from now, as everywhere: sent twice, it does the same."""
+
+    ttl_seconds = forms.IntegerField(
+        min_value=1, widget=UnfoldAdminIntegerFieldWidget(), label="Ends in (seconds from now)"
+    )
+    reason = ReasonField()
+
+    def __init__(self, *args: Any, longest_seconds: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._longest_seconds = longest_seconds
+        self.fields["ttl_seconds"].help_text = f"At most {longest_seconds:,} on this tier."
+
+    def clean_ttl_seconds(self) -> int:
+        seconds: int = self.cleaned_data["ttl_seconds"]
+        if seconds > self._longest_seconds:
+            raise forms.ValidationError(f"At most {self._longest_seconds:,} seconds on this tier.")
+        return seconds
+
+
+def _as_text(value: Any) -> SafeString:
+    """JSON behind a fold, so that a page about an object does not begin with a novel."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    shown = text[:TEXT_CHARS_SHOWN_MAX]
+    rest = len(text) - len(shown)
+    return format_html(
+        '<details><summary class="cursor-pointer">show {} characters</summary>'
+        '<pre class="whitespace-pre-wrap break-words">{}{}</pre></details>',
+        f"{len(text):,}",
+        shown,
+        f"\n… and {rest:,} characters more" if rest else "",
+    )
+
+
+@admin.register(CacheObject)
+class CacheObjectAdmin(ReadOnlyAdmin):
+    list_display = [
+        "id",
+        "organization",
+        "model",
+        "status_now",
+        "tokens_shown",
+        "created_at",
+        "activated_at",
+        "expired_at",
+        "attempts",
+    ]
+    list_filter = [StatusNow, "model", ("organization", admin.RelatedOnlyFieldListFilter)]
+    search_fields = ["id", "name", "organization__id", "organization__name"]
+    date_hierarchy = "created_at"
+    ordering = ["-created_at", "-id"]
+    fieldsets = [
+        (
+            None,
+            {
+                "fields": [
+                    "id",
+                    "status_now",
+                    "error_shown",
+                    "organization",
+                    "project",
+                    "api_key_id",
+                    "model",
+                    "name",
+                    "description",
+                    "metadata",
+                ]
+            },
+        ),
+        ("Content", {"fields": ["message_count", "tokens_shown", "digest", "messages_shown", "tools_shown"]}),
+        ("Life", {"fields": ["created_at", "activated_at", "expired_at", "activations", "events_shown"]}),
+        (
+            "Precompute",
+            {
+                "fields": [
+                    "progress",
+                    "attempts",
+                    "retry_at",
+                    "lease_owner",
+                    "lease_until",
+                    "fence",
+                    "kv_state",
+                ]
+            },
+        ),
+        ("Money", {"fields": ["creation_fee_due", "hold_reference", "segment", "charges"]}),
+    ]
+    readonly_fields = [
+        "status_now",
+        "error_shown",
+        "tokens_shown",
+        "messages_shown",
+        "tools_shown",
+        "events_shown",
+        "progress",
+        "charges",
+    ]
+    actions_detail = ["expire", "extend", "recompute"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[CacheObject]:
+        # The database's clock, read once per statement, decides the status of every row that is shown.
+        shown = super().get_queryset(request).annotate(read_at=Now())
+        related = shown.select_related("organization__billing_account", "segment", "project", "kv_state")
+        return related.defer("messages", "tools")
+
+    # --- What is shown ---
+
+    @display(description="status", label=STATUS_COLOURS)
+    def status_now(self, obj: Any) -> str:
+        read_at: datetime = obj.read_at
+        return str(obj.status_at(read_at))
+
+    @display(description="tokens", ordering="tokens")
+    def tokens_shown(self, obj: CacheObject) -> str:
+        return f"{obj.tokens:,}"
+
+    @display(description="error")
+    def error_shown(self, obj: CacheObject) -> str:
+        return f"{obj.error_type}: {obj.error_message}" if obj.error_type else "-"
+
+    @display(description="messages")
+    def messages_shown(self, obj: CacheObject) -> SafeString:
+        return _as_text(obj.messages)
+
+    @display(description="tools")
+    def tools_shown(self, obj: CacheObject) -> SafeString | str:
+        return "-" if obj.tools is None else _as_text(obj.tools)
+
+    @display(description="prefilled")
+    def progress(self, obj: CacheObject) -> str:
+        return f"{obj.prefilled_tokens:,} of {obj.tokens:,} tokens"
+
+    @display(description="events")
+    def events_shown(self, obj: CacheObject) -> SafeString | str:
+        events = CacheObjectEvent.objects.filter(cache_id=obj.pk).order_by("-at")[:EVENTS_SHOWN_MAX]
+        rows = [
+            (f"{event.at:%Y-%m-%d %H:%M:%S}", event.kind, event.actor, _short(event.detail))
+            for event in events
+        ]
+        body = format_html_join("", "<tr>" + '<td class="pr-4 align-top">{}</td>' * 4 + "</tr>", rows)
+        return format_html("<table>{}</table>", body) if rows else "-"
+
+    @display(description="charges")
+    def charges(self, obj: CacheObject) -> SafeString | str:
+        try:
+            url = reverse("admin:billing_meterevent_changelist")
+        except NoReverseMatch:
+            return "-"
+        return format_html(LINK, f"{url}?q={obj.pk}", "what was counted for it")
+
+    # --- What an operator may do ---
+
+    @action(description="Expire now", permissions=["operate"], icon="timer_off")
+    def expire(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        def perform(row: CacheObject, data: dict[str, Any]) -> str:
+            lifecycle.expire_now(row.organization_id, row.pk, actor=operator_of(request))
+            return f"{row} is expired; its bytes are being destroyed."
+
+        return self._act(
+            request,
+            object_id,
+            title="Expire now",
+            audited_as="cache_object.expire",
+            perform=perform,
+            consequence="It ends at once: the last started minute is charged, its KV bytes are destroyed.",
+        )
+
+    @action(description="Extend", permissions=["operate"], icon="more_time")
+    def extend(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        def perform(row: CacheObject, data: dict[str, Any]) -> str:
+            changed = lifecycle.extend(
+                row.organization_id, row.pk, actor=operator_of(request), ttl_seconds=data["ttl_seconds"]
+            )
+            return f"{row} is {changed.status} and ends at {changed.expired_at:%Y-%m-%d %H:%M:%S} UTC."
+
+        return self._act(
+            request,
+            object_id,
+            title="Extend",
+            audited_as="cache_object.extend",
+            perform=perform,
+            asks_ttl=True,
+            consequence="One that has ended goes back to pending and is computed, and charged, anew.",
+        )
+
+    @action(description="Recompute", permissions=["operate"], icon="refresh")
+    def recompute(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        def perform(row: CacheObject, data: dict[str, Any]) -> str:
+            _recompute(row, ttl_seconds=data["ttl_seconds"], actor=operator_of(request))
+            return f"{row} is pending and will be computed anew."
+
+        return self._act(
+            request,
+            object_id,
+            title="Recompute",
+            audited_as="cache_object.recompute",
+            perform=perform,
+            asks_ttl=True,
+            consequence=(
+                "An active one is computed anew free of charge and keeps its end. One that has ended is charged "
+                "as when it was created, and ends as said here."
+            ),
+        )
+
+    def _act(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        *,
+        title: str,
+        audited_as: str,
+        perform: Callable[[CacheObject, dict[str, Any]], str],
+        consequence: str,
+        asks_ttl: bool = False,
+    ) -> HttpResponse:
+        row = self.required(object_id)
+
+        def perform_and_record(data: dict[str, Any]) -> str:
+            with transaction.atomic():
+                done = perform(row, data)
+                audit.record(
+                    operator=operator_of(request),
+                    action=audited_as,
+                    subject=row.pk,
+                    organization_id=row.organization_id,
+                    reason=audit.required_reason(data["reason"]),
+                    detail={key: value for key, value in data.items() if key != "reason"},
+                )
+            return done
+
+        posted = request.POST or None
+        longest = row.organization.tier.ttl_seconds_max
+        return act_on_form(
+            self,
+            request,
+            title=title,
+            form=TtlForm(posted, longest_seconds=longest) if asks_ttl else ReasonForm(posted),
+            perform=perform_and_record,
+            back_url=self.url_of(object_id),
+            explanation=f"{row} of {row.organization} is {row.status_at(clock.now())}. {consequence}",
+        )
+
+
+def _recompute(row: CacheObject, *, ttl_seconds: int, actor: str) -> None:
+    """Active: as if its bytes were lost, so the rework is free. Ended: revived. Pending: raises Conflict."""
+    status = row.status_at(clock.now())
+    if status == PENDING:
+        raise Conflict("The cache object is pending: it is being computed already.")
+    if status in (EXPIRED, ERROR):
+        lifecycle.extend(row.organization_id, row.pk, actor=actor, ttl_seconds=ttl_seconds)
+        return
+    assert row.kv_state_id is not None
+    if not lifecycle.kv_lost(
+        row.organization_id,
+        row.pk,
+        kv_id=row.kv_state_id,
+        reason="recompute asked by operator",
+        actor=actor,
+    ):
+        raise Conflict("The cache object has changed meanwhile; look again.")
+
+
+def _short(detail: dict[str, Any]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in detail.items())
+
+
+@admin.register(CacheObjectEvent)
+class CacheObjectEventAdmin(ReadOnlyAdmin):
+    """What happened to objects, also to those that are gone."""
+
+    list_display = ["at", "cache_id", "organization", "kind", "actor", "detail_shown"]
+    list_filter = ["kind", ("at", admin.DateFieldListFilter)]
+    search_fields = ["cache_id", "actor", "organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    date_hierarchy = "at"
+    ordering = ["-at"]
+    fields = ["at", "cache_id", "organization", "kind", "actor", "detail_shown"]
+    readonly_fields = ["detail_shown"]
+
+    @display(description="detail")
+    def detail_shown(self, obj: CacheObjectEvent) -> str:
+        return _short(obj.detail) or "-"
