@@ -280,8 +280,8 @@ def recharge(
 ) -> Recharged:
     """Put money in: `purse` is "cash", or "voucher" (which may expire). Takes the lock itself.
 
-    Storage whose money had run out before `at` is cut first, so that the new money does not revive it. The same
-    key again changes nothing; with other contents it raises IdempotencyConflict. Raises ValueError,
+    Storage up to `at` is settled first: the new money pays for none of it, nor does it revive what had to end. The
+    same key again changes nothing; with other contents it raises IdempotencyConflict. Raises ValueError,
     AccountNotFound.
     """
     amount = money.exact(amount)
@@ -293,7 +293,7 @@ def recharge(
     key = f"recharge:{idempotency_key}"
     if done := LedgerEntry.objects.select_related("purse").filter(idempotency_key=key).first():
         return _repeated(done, organization_id, amount, purse)
-    cut = storage.cut_exhausted(account, at=at)
+    storage.settle(account, at=at)
     if purse == AccountKind.VOUCHER:
         accounts.voucher_purse(account, expires_at=expires_at)
     purses = accounts.purses(account)
@@ -302,7 +302,7 @@ def recharge(
     journal.recharge(target, amount, key=key, reason=reason, operator=operator)
     journal.write()
     accounts.restate(account, purses)
-    return Recharged(entry=LedgerEntry.objects.get(idempotency_key=key), is_new=True, cut=tuple(cut))
+    return Recharged(entry=LedgerEntry.objects.get(idempotency_key=key), is_new=True, cut=tuple(account.cut))
 
 
 def _repeated(entry: LedgerEntry, organization_id: str, amount: Decimal, purse: str) -> Recharged:

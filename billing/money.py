@@ -39,6 +39,11 @@ def from_nanos(nanos: int) -> Decimal:
     return Decimal(nanos).scaleb(-PLACES, EXACT)
 
 
+def text(amount: Decimal) -> str:
+    """As JSON carries it: nine places, never an exponent, for example "0.350000000"."""
+    return format(exact(amount), "f")
+
+
 def add(a: Decimal, b: Decimal) -> Decimal:
     return EXACT.add(a, b)
 

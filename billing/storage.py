@@ -23,9 +23,6 @@ from billing.models import BillingAccount, Meter, StorageSegment
 from billing.money import ZERO
 from billing.rating import MICROSECOND, StoredSpan
 
-FEW_SEGMENTS = 100
-"""Accounts that a repricing takes at once; each in a transaction of its own."""
-
 
 @dataclass(slots=True, kw_only=True)
 class _Due:
@@ -160,10 +157,11 @@ def _close_rows(
         lived = rating.minutes_lived(started_at=row.started_at, ended_at=row.closed_at)
         dues.append(_Due(row=row, span=span, end_minute=lived))
     purses = _post(account, dues, at=at)
-    is_last = commitment == ZERO
-    accounts.restate(
-        account, purses, commitment=commitment, committed_until=None if is_last else account.committed_until
-    )
+    if commitment <= ZERO:
+        # Nothing else is open, or prices have changed that the commitment does not reckon with yet.
+        _restate_from_rows(account, purses, segments.open_rows(account.organization_id))
+    else:
+        accounts.restate(account, purses, commitment=commitment, committed_until=account.committed_until)
 
 
 # --- Settling -------------------------------------------------------------------------------------------------
@@ -200,13 +198,13 @@ def _lapse(account: LockedAccount, purses: Sequence[Purse], *, at: datetime) -> 
     journal.write()
 
 
-def reprice(*, after: str = "") -> int:
+def reprice() -> int:
     """Make all accounts with open segments reckon with the price book as it now is; how many there were.
 
     Run it after the commit of a storage price, outside a transaction. The settlement tick does the same in time.
     """
     ids = list(
-        BillingAccount.objects.filter(organization_id__gt=after, committed_until__isnull=False)
+        BillingAccount.objects.filter(committed_until__isnull=False)
         .order_by("organization_id")
         .values_list("organization_id", flat=True)
     )

@@ -46,6 +46,9 @@ DROP TRIGGER billing_ledgeraccount_is_never_emptied ON billing_ledgeraccount;
 PRICES_STAY = """
 CREATE FUNCTION billing_price_is_only_closed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF TG_OP = 'UPDATE' AND NEW IS NOT DISTINCT FROM OLD THEN
+        RETURN NEW;
+    END IF;
     IF TG_OP <> 'UPDATE' OR OLD.valid_to IS NOT NULL OR NEW.valid_to IS NULL
         OR (NEW.id, NEW.priced_item_id, NEW.per_million, NEW.valid_from, NEW.created_at)
             IS DISTINCT FROM (OLD.id, OLD.priced_item_id, OLD.per_million, OLD.valid_from, OLD.created_at) THEN
