@@ -76,7 +76,7 @@ class Exchange:
         self.status = STATUS_CALLER_GONE
         self.told: dict[str, Any] = {}
         """What the log says of the call beside its status: counts, never texts."""
-        self._has_begun = False
+        self._has_begun = self._has_ended = False
 
     async def serve(self) -> None:
         try:
@@ -200,7 +200,7 @@ class Exchange:
         gone = asyncio.ensure_future(self._goodbye())
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if not answer.done() and not self._has_ended:
                 answer.cancel()
                 await asyncio.wait({answer})
                 if answer.cancelled():
@@ -224,6 +224,8 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _piece(self, body: bytes, *, more: bool = True) -> None:
+        # A caller who closes the connection after the last piece has not hung up on us.
+        self._has_ended = not more
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _json(self, status: int, headers: dict[str, str], body: dict[str, Any]) -> None:
@@ -269,6 +271,8 @@ async def _chunks(running: Completion, *, includes_usage: bool) -> AsyncIterator
                 last = delta
             elif delta.content is not None or delta.role is not None or delta.tool_calls is not None:
                 yield kimi.chunk_out(**about, delta=delta, usage=None)
+    # Settled before the caller sees the end: whoever asks for the balance then, sees this call in it.
+    await running.finish()
     assert running.usage is not None
     yield kimi.chunk_out(**about, delta=last, usage=running.usage)
     if includes_usage:

@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 from django.conf import settings
 
+from billing.errors import BillingError
 from cacheplane.caching import lifecycle
 from cacheplane.caching.lifecycle import Claim
 from cacheplane.caching.models import PENDING, CacheObject
@@ -25,12 +26,13 @@ from cacheplane.engines.base import Engine as EngineAdapter
 from cacheplane.engines.base import KVHandle
 from cacheplane.engines.models import Engine
 from cacheplane.engines.slots import SlotLease
-from cacheplane.errors import ControlPlaneError, EngineTimeout, InvalidRequest, KVStoreFull
+from cacheplane.errors import ControlPlaneError, EngineTimeout, InvalidRequest
 from cacheplane.kv import store
 from cacheplane.kv.store import SavedKV
 
 log = structlog.get_logger(__name__)
 
+DROP_TIMEOUT_SECONDS = 30.0
 PROGRESS_SECONDS = 0.5
 """How often the progress of a prefill is written down; leases are renewed by the same beat."""
 
@@ -75,16 +77,18 @@ def run(claim: Claim, *, engine: Engine, lease: SlotLease) -> bool:
         if lifecycle.activate(claim, _saved(engine, handle)):
             bound.info("cache_active", tokens=handle.n_tokens, bytes=handle.size_bytes)
             return True
-        raise ClaimLost
+        bound.warning("claim_lost")
     except ClaimLost:
         bound.warning("claim_lost")
-        http.call(adapter.drop(filename), timeout_seconds=PROGRESS_SECONDS * 20)
-    except (InvalidRequest, KVStoreFull) as error:
-        bound.warning("precompute_refused", code=error.code)
-        lifecycle.fail_attempt(claim, reason=error.message, is_final=isinstance(error, InvalidRequest))
+    except (InvalidRequest, BillingError) as error:
+        bound.warning("precompute_refused", reason=error.message)
+        lifecycle.fail_attempt(claim, reason=error.message, is_final=True)
     except ControlPlaneError as error:
-        bound.warning("precompute_failed", code=error.code)
+        bound.warning("precompute_failed", code=error.code, reason=error.message)
         lifecycle.fail_attempt(claim, reason=error.message)
+    # Not in a `finally`: after a lost connection nobody knows whether the activation was committed, and then the
+    # bytes must stay. The sweep of orphans takes what no row names.
+    http.call(adapter.drop(filename), timeout_seconds=DROP_TIMEOUT_SECONDS)
     return False
 
 

@@ -64,13 +64,13 @@ def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
         )
         account = accounts.lock(caller.organization_id)
         at = clock.now()
-        amount = charging.call_quote(
-            model=wanted.model,
+        amount = _quote(
+            serving_model=wanted.model,
             family=wanted.family,
             currency=account.currency,
-            prompt_tokens=wanted.prompt_tokens - (wanted.prefix.tokens if wanted.prefix else 0),
+            prefix=wanted.prefix,
+            prompt_tokens=wanted.prompt_tokens,
             completion_tokens=wanted.max_tokens,
-            with_cache=wanted.prefix is not None,
             at=at,
         )
         holds.place(
@@ -156,21 +156,45 @@ def prices(
     at = clock.now()
     currency = accounts.balance(caller.organization_id, at).currency
 
-    def quote(tokens: int, *, with_cache: bool) -> Decimal:
-        return charging.call_quote(
-            model=serving.model,
+    def quote(of: Prefix | None) -> Decimal:
+        return _quote(
+            serving_model=serving.model,
             family=serving.family,
             currency=currency,
-            prompt_tokens=tokens,
+            prefix=of,
+            prompt_tokens=prompt_tokens,
             completion_tokens=0,
-            with_cache=with_cache,
             at=at,
         )
 
-    return (
-        quote(prompt_tokens - prefix.tokens, with_cache=True),
-        quote(prompt_tokens, with_cache=False),
-        currency,
+    return quote(prefix), quote(None), currency
+
+
+def _quote(
+    *,
+    serving_model: str,
+    family: str,
+    currency: str,
+    prefix: Prefix | None,
+    prompt_tokens: int,
+    completion_tokens: int,
+    at: datetime,
+) -> Decimal:
+    if prefix is None:
+        return charging.call_quote(
+            model=serving_model,
+            currency=currency,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            at=at,
+        )
+    return charging.cached_call_quote(
+        model=serving_model,
+        family=family,
+        currency=currency,
+        prompt_tokens=max(0, prompt_tokens - prefix.tokens),
+        completion_tokens=completion_tokens,
+        at=at,
     )
 
 

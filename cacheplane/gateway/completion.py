@@ -84,7 +84,8 @@ class Completion:
         self._lease: SlotLease | None = None
         self._slot_is_sound = False
         self._stream: AsyncIterator[ChatDelta] | None = None
-        self._first: ChatDelta | None = None
+        self._opening: list[ChatDelta] = []
+        self._finishing: asyncio.Task[None] | None = None
         self._lost_kv_reason: str | None = None
         self._proved_at: datetime | None = None
         self._succeeded = False
@@ -94,12 +95,15 @@ class Completion:
         self._lease = await self._take_slot()
         reuse = await self._load_prefix(self._lease)
         self._stream = self._adapter.chat(self.request, slot=self._lease.index, reuse_tokens=reuse)
-        self._first = await anext(self._stream, None)
-        if self._first is None:
-            raise EngineError("The engine ended the answer before it began")
-        self._count(self._first)
+        # An engine may open the answer before it has counted: nothing is told until it has.
+        while self.usage is None:
+            delta = await anext(self._stream, None)
+            if delta is None:
+                raise EngineError("The engine ended the answer before it began")
+            self._opening.append(delta)
+            self._count(delta)
         prefix = self.wanted.prefix
-        if prefix is not None and self.usage is not None:
+        if prefix is not None:
             # A prompt that is cached to its last token has one evaluated again, to continue from.
             self.is_hit = reuse and self.usage.cached_tokens >= prefix.tokens - 1
             if reuse and not self.is_hit:
@@ -107,8 +111,9 @@ class Completion:
 
     async def deltas(self) -> AsyncIterator[ChatDelta]:
         """All steps of the answer, the first included."""
-        assert self._first is not None and self._stream is not None
-        yield self._first
+        assert self._stream is not None
+        for delta in self._opening:
+            yield delta
         async for delta in self._stream:
             self._count(delta)
             yield delta
@@ -169,8 +174,10 @@ class Completion:
         return True
 
     async def finish(self) -> None:
-        """Give back the slot and settle. Runs to its end even when the caller's task is cancelled."""
-        await asyncio.shield(_keep(asyncio.create_task(self._finish())))
+        """Give back the slot and settle, once. Runs to its end even when the caller's task is cancelled."""
+        if self._finishing is None:
+            self._finishing = _keep(asyncio.create_task(self._finish()))
+        await asyncio.shield(self._finishing)
 
     async def _finish(self) -> None:
         if self._stream is not None:
