@@ -25,13 +25,14 @@ def spawn(
     *,
     environment: Mapping[str, str] | None = None,
     output: IO[bytes] | int | None = None,
+    errors: IO[bytes] | int | None = None,
     identity: str = "same",
     death_signal: signal.Signals = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a process group of its own, bound to this process's life.
 
     Call it from the main thread: the kernel's death signal fires when the *thread* that forked ends.
-    `output` takes stdout and stderr. Raises LauncherError when the program is not there.
+    `output` takes stdout, and stderr too unless `errors` is given. Raises LauncherError when the program is not there.
     """
     by_kernel = parent_death() == "kernel"
     prefix = [sys.executable, "-I", "-S", str(CHILD_SCRIPT), str(os.getpid()), str(int(death_signal) if by_kernel else 0)]
@@ -41,7 +42,7 @@ def spawn(
             env=dict(environment) if environment is not None else None,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT if output is not None else None,
+            stderr=subprocess.STDOUT if errors is None and output is not None else errors,
             process_group=0,
         )
     except OSError as error:
