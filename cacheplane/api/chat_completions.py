@@ -143,7 +143,7 @@ class Exchange:
             finish_reason=finish_reason,
             usage=running.usage,
         )
-        await self._json(200, _cache_headers(running.wanted.prefix if running.is_hit else None), body)
+        await self._json(200, _hit_headers(running), body)
 
     async def _stream(self, running: Completion, *, includes_usage: bool) -> None:
         await self._begin(
@@ -151,7 +151,7 @@ class Exchange:
             {
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-cache",
-                **_cache_headers(running.wanted.prefix if running.is_hit else None),
+                **_hit_headers(running),
             },
         )
         async with aclosing(_chunks(running, includes_usage=includes_usage)) as chunks:
@@ -303,11 +303,16 @@ def _reference(found: kimi.CacheReference | None) -> Reference | None:
     )
 
 
-def _cache_headers(prefix: Prefix | None) -> dict[str, str]:
+def _hit_headers(running: Completion) -> dict[str, str]:
     """Said on a hit alone, and only once the engine has reported it."""
+    return _cache_headers(running.wanted.prefix, reset_ttl=running.reset_ttl) if running.is_hit else {}
+
+
+def _cache_headers(prefix: Prefix | None, *, reset_ttl: tuple[str, int] | None = None) -> dict[str, str]:
+    """The end of life is the one that the call leaves behind: a reset counts from now, at the earliest."""
     if prefix is None:
         return {}
-    ends_at = str(int(prefix.ends_at.timestamp()))
+    ends_at = str(int(prefix.ends_at.timestamp() if reset_ttl is None else time.time() + reset_ttl[1]))
     return {
         "Msh-Context-Cache-Id": prefix.cache_id,
         "Msh-Context-Cache-Token-Saved": str(prefix.tokens),

@@ -79,7 +79,7 @@ class Completion:
         self._engine = engine
         self._adapter = adapter
         self._started_at = started_at
-        self._reset_ttl = reset_ttl
+        self.reset_ttl = reset_ttl
         self._leasing: asyncio.Task[SlotLease | None] | None = None
         self._lease: SlotLease | None = None
         self._slot_is_sound = False
@@ -191,7 +191,7 @@ class Completion:
             lost_kv_reason=self._lost_kv_reason,
             proved_at=self._proved_at,
         )
-        reset_ttl = self._reset_ttl if self._succeeded else None
+        reset_ttl = self.reset_ttl if self._succeeded else None
         for pause in (*SETTLE_RETRY_SECONDS, None):
             try:
                 await database.run(self._give_back, outcome, reset_ttl)

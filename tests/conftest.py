@@ -1,0 +1,285 @@
+"""The running instance that the black-box tests share: `manage.py up` in a folder of its own, real from HTTP to bytes.
+
+Tests that use it are marked `instance`; they run one after another in one worker, each with an organization of its
+own, and after each of them the ledger's invariants are run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+START_SECONDS = 180.0
+STOP_SECONDS = 30.0
+FAMILY, MODEL_8K = "moonshot-v1", "moonshot-v1-8k"
+OWN_BY_UP = ("DATABASE_URL", "CELERY_BROKER_URL", "ENGINE_URL", "ENGINE_API_KEY", "ENGINE_KV_DIR", "DATA_DIR")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "instance: uses the shared running instance")
+    config.addinivalue_line("markers", "own_instance: starts and harms a running instance of its own")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "instance" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.instance)
+            item.add_marker(pytest.mark.xdist_group("instance"))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float, what: str, every: float = 0.1) -> Any:
+    """Poll until `condition` gives something true; fail with `what` when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := condition():
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(every)
+
+
+# --- An instance -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Instance:
+    """A running `manage.py up`."""
+
+    process: subprocess.Popen[bytes]
+    data_dir: Path
+    ready: dict[str, Any]
+    log: Path
+
+    @property
+    def base_url(self) -> str:
+        return str(self.ready["base_url"])
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return dict(self.ready["pids"])
+
+    def client(self, key: str | None = None) -> Client:
+        return Client(self.base_url, key if key is not None else str(self.ready["api_key"]))
+
+    def environment(self) -> dict[str, str]:
+        """For commands that are to reach this instance."""
+        kept = {name: value for name, value in os.environ.items() if name not in OWN_BY_UP}
+        return kept | {"DATA_DIR": str(self.data_dir)}
+
+    def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=REPOSITORY,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def database_settings(self) -> dict[str, Any]:
+        import environ
+
+        lines = (self.data_dir / "instance.env").read_text().splitlines()
+        values = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+        return environ.Env.db_url_config(values["DATABASE_URL"].strip("'\""))
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+
+def start_instance(
+    data_dir: Path, *, port: int | None = None, environment: dict[str, str] | None = None
+) -> Instance:
+    """Run `manage.py up` until it is ready; its output is the failure's text when it is not."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    ready_file, log = data_dir.parent / f"{data_dir.name}.ready.json", data_dir.parent / f"{data_dir.name}.log"
+    ready_file.unlink(missing_ok=True)
+    kept = {name: value for name, value in os.environ.items() if name not in OWN_BY_UP}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "up", "--port", str(port or free_port())]
+            + ["--data-dir", str(data_dir), "--ready-file", str(ready_file)],
+            cwd=REPOSITORY,
+            env=kept | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not ready_file.exists():
+        assert process.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.1)
+    return Instance(process=process, data_dir=data_dir, ready=json.loads(ready_file.read_text()), log=log)
+
+
+@pytest.fixture(scope="session")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    running = start_instance(tmp_path_factory.mktemp("instance") / "data")
+    yield running
+    assert running.stop() == 0, running.log.read_text()[-4000:]
+
+
+@contextmanager
+def using_database_of(instance: Instance, blocker: Any) -> Iterator[None]:
+    """Within it, Django's default connection of this thread is the instance's database."""
+    from django.db import connections
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    before = connections["default"]
+    settings = {**before.settings_dict, **instance.database_settings()}
+    connections["default"] = DatabaseWrapper(settings, "default")
+    try:
+        with blocker.unblock():
+            yield
+    finally:
+        connections["default"].close()
+        connections["default"] = before
+
+
+@pytest.fixture
+def instance_database(instance: Instance, django_db_blocker: Any) -> Iterator[None]:
+    with using_database_of(instance, django_db_blocker):
+        yield
+
+
+# --- Callers ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    """Lower-case names."""
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, str]:
+        return dict(self.json["error"])
+
+
+@dataclass
+class Client:
+    """Plain HTTP with a key. It never raises for a status."""
+
+    base_url: str
+    key: str
+    organization: str = ""
+    created: list[str] = field(default_factory=list)
+
+    def request(
+        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None
+    ) -> Answer:
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json"} | (headers or {})
+        if self.key:
+            sent["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(self.base_url + path, data=data, method=method, headers=sent)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                status, raw, got = answer.status, answer.headers, answer.read()
+        except urllib.error.HTTPError as refused:
+            status, raw, got = refused.code, refused.headers, refused.read()
+        return Answer(status=status, headers={name.lower(): value for name, value in raw.items()}, body=got)
+
+    def create(self, text: str = "You answer shortly.", **fields: Any) -> Answer:
+        body = {"model": FAMILY, "messages": [{"role": "system", "content": text}], "ttl": 600} | fields
+        return self.request("POST", "/v1/caching", body)
+
+    def get(self, cache_id: str) -> Answer:
+        return self.request("GET", f"/v1/caching/{cache_id}")
+
+    def wait_until(self, cache_id: str, status: str, *, seconds: float = 60) -> dict[str, Any]:
+        def reached() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.get(cache_id).json
+            return found if found.get("status") == status else None
+
+        return wait_for(reached, seconds=seconds, what=f"{cache_id} is {status}")
+
+    def active(self, text: str = "You answer shortly.", **fields: Any) -> dict[str, Any]:
+        """A new cache object, active."""
+        made = self.create(text, **fields)
+        assert made.status == 200, made.body
+        return self.wait_until(made.json["id"], "active")
+
+    def chat(
+        self, *messages: dict[str, Any], headers: dict[str, str] | None = None, **fields: Any
+    ) -> Answer:
+        body = {"model": MODEL_8K, "messages": list(messages), "max_tokens": 4} | fields
+        return self.request("POST", "/v1/chat/completions", body, headers=headers)
+
+    def ask(self, cache_id: str, question: str = "And now?", *, options: str = "", **fields: Any) -> Answer:
+        """A call in message mode."""
+        cache = {"role": "cache", "content": f"cache_id={cache_id}{options}"}
+        return self.chat(cache, {"role": "user", "content": question}, **fields)
+
+    def balance(self) -> dict[str, Decimal]:
+        answer = self.request("GET", "/v1/users/me/balance")
+        return dict(json.loads(answer.body, parse_float=Decimal, parse_int=Decimal)["data"])
+
+
+@pytest.fixture
+def new_caller(instance: Instance, instance_database: None) -> Callable[..., Client]:
+    """A client of a new organization: tier5 with ¥1,000 unless it is said otherwise."""
+
+    def make(*, tier: str = "tier5", money: str = "1000", purse: str = "cash") -> Client:
+        from billing import charging, clock
+        from cacheplane.access import organizations
+
+        new = organizations.create(name="Test", tier_slug=tier, operator="test")
+        if Decimal(money):
+            charging.recharge(
+                organization_id=new.organization.id,
+                amount=Decimal(money),
+                purse=purse,
+                reason="test",
+                operator="test",
+                idempotency_key=f"test:{new.organization.id}",
+                at=clock.now(),
+            )
+        client = instance.client(new.issued_key.secret)
+        client.organization = new.organization.id
+        return client
+
+    return make
+
+
+@pytest.fixture
+def caller(new_caller: Callable[..., Client]) -> Client:
+    return new_caller()
+
+
+@pytest.fixture
+def ledger(instance_database: None) -> Iterator[None]:
+    """After the test the invariants of the instance's whole ledger hold."""
+    yield
+    from billing import audit, clock
+
+    assert audit.violations(clock.now()) == []
