@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -152,7 +153,10 @@ def _tier(slug: str) -> Tier:
 
 def _required_name(name: str) -> str:
     stripped = name.strip()
-    if not stripped or len(stripped) > NAME_CHARS_MAX or "\x00" in stripped:
+    # NUL and what is left of bytes that were no text (lone surrogates) cannot be stored; the rest is unreadable.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in stripped):
+        raise InvalidRequest("Invalid request: name has characters that are no text")
+    if not stripped or len(stripped) > NAME_CHARS_MAX:
         raise InvalidRequest(
             f"Invalid request: name got {len(stripped)} characters, it takes 1 to {NAME_CHARS_MAX}"
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from uuid import uuid4
 
 import pytest
+from django.db import connection, transaction
 
 from cacheplane.access import rate_limits
 from cacheplane.access.models import CallInFlight, RateState
@@ -95,6 +97,33 @@ def test_the_reaper_and_the_calls_own_end_never_count_twice(make_caller, gateway
     reaped = sum(len(outcome.value) for outcome in outcomes if isinstance(outcome.value, list))
     assert finished + reaped == 100
     assert (_state(caller).in_flight, CallInFlight.objects.count()) == (0, 0)
+
+
+def test_the_reaper_does_not_wait_for_a_call_that_is_ending_by_itself(make_caller, gateway_id):
+    caller, call_id = make_caller("tier5"), uuid4()
+    rate_limits.admit_call(caller, call_id=call_id, gateway_id=gateway_id, tokens=10)
+    ended, may_commit = threading.Event(), threading.Event()
+
+    def end_slowly():
+        try:
+            with transaction.atomic():
+                rate_limits.finish_call(call_id=call_id, tokens_used=10)
+                ended.set()
+                may_commit.wait(timeout=20)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=end_slowly)
+    thread.start()
+    try:
+        assert ended.wait(timeout=20)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '2s'")
+            assert rate_limits.reap(dead_after_seconds=0) == []
+    finally:
+        may_commit.set()
+        thread.join()
+    assert _state(caller).in_flight == 0
 
 
 def test_the_first_calls_of_an_organization_without_a_row_make_one_together(make_caller, gateway_id, at_once):

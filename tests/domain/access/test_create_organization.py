@@ -84,6 +84,8 @@ def test_what_was_done_is_audited_without_the_secret():
         ),
         (["   "], "name got 0 characters"),
         (["x" * 201], "name got 201 characters"),
+        (["Ac\x00me"], "name has characters that are no text"),
+        (["\udce4\udcb8"], "name has characters that are no text"),
         ([], "NAME"),
     ],
 )
