@@ -108,4 +108,6 @@ def need_openmp() -> None:
     try:
         ctypes.CDLL("libgomp.so.1")
     except OSError as error:
-        raise LauncherError("The system library libgomp1 is missing: run `apt install libgomp1` (as root).") from error
+        raise LauncherError(
+            "The system library libgomp1 is missing: run `apt install libgomp1` (as root)."
+        ) from error

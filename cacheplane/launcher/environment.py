@@ -131,7 +131,11 @@ def _make(environment: Path, locks: list[Path], lock_file: TextIO, *, inside: bo
         _say(f"bringing the Python environment {environment} up to date")
     marker.unlink(missing_ok=True)
     python = str(environment / "bin" / "python")
-    install = [uv, "pip", "install", "--quiet", "--python", python] if uv else [python, "-m", "pip", "install", "-q", "--no-compile"]
+    install = (
+        [uv, "pip", "install", "--quiet", "--python", python]
+        if uv
+        else [python, "-m", "pip", "install", "-q", "--no-compile"]
+    )
     lock = locks[-1]
     _say(f"installing {lock.name}; the first time this takes up to a minute")
     _run([*install, "--require-hashes", "-r", str(lock)], lock_file, f"{lock.name} could not be installed")
@@ -157,7 +161,9 @@ def _empty(environment: Path) -> None:
 
 def _run(command: list[str], lock_file: TextIO, complaint: str) -> None:
     """Run an installer. It inherits the lock: if we are killed, the next process waits until it has ended."""
-    variables = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")}
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONHOME")
+    }
     result = subprocess.run(command, env=variables, pass_fds=(lock_file.fileno(),), stdin=subprocess.DEVNULL)
     if result.returncode != 0:
         raise EnvironmentNotReady(
@@ -168,7 +174,9 @@ def _run(command: list[str], lock_file: TextIO, complaint: str) -> None:
 def _replace_process(environment: Path, argv: list[str]) -> NoReturn:
     python = str(environment / "bin" / "python")
     if os.environ.get(REPLACED_VARIABLE) == str(os.getpid()):
-        raise EnvironmentNotReady(f"{python} does not use {environment}: remove that folder and run this again.")
+        raise EnvironmentNotReady(
+            f"{python} does not use {environment}: remove that folder and run this again."
+        )
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(python, [python, *argv], {**os.environ, REPLACED_VARIABLE: str(os.getpid())})

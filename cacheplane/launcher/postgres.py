@@ -55,8 +55,8 @@ class Cluster:
     identity: str  # as `child.py` takes it
 
     def command(self, *, durable: bool = True) -> list[str]:
-        options = (f"unix_socket_directories={self.socket_dir}", *COMMON_OPTIONS)
-        options += () if durable else FORGETFUL_OPTIONS
+        place = f"unix_socket_directories={self.socket_dir}"
+        options = [place, *COMMON_OPTIONS, *([] if durable else FORGETFUL_OPTIONS)]
         settings = [part for option in options for part in ("-c", option)]
         return [str(self.binaries / "postgres"), "-D", str(self.data_dir), *settings]
 
@@ -100,7 +100,10 @@ def start(data_dir: Path, *, log: Path, database: str = "cacheplane", durable: b
     cluster = prepare(data_dir)
     with log.open("ab") as output:
         process = processes.spawn(
-            cluster.command(durable=durable), output=output, identity=cluster.identity, death_signal=signal.SIGINT
+            cluster.command(durable=durable),
+            output=output,
+            identity=cluster.identity,
+            death_signal=signal.SIGINT,
         )
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not cluster.is_ready(process.pid):
@@ -247,7 +250,9 @@ def _clear_pid_file(data_dir: Path) -> None:
         return
     if "postgres" in processes.command_line(pid) and str(data_dir) in processes.command_line(pid):
         if not processes.wait_for_end(pid, OTHER_SERVER_TIMEOUT_SECONDS):
-            raise LauncherError(f"Another PostgreSQL (pid {pid}) runs on {data_dir}: stop it, or take another folder.")
+            raise LauncherError(
+                f"Another PostgreSQL (pid {pid}) runs on {data_dir}: stop it, or take another folder."
+            )
         return
     file.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))
 

@@ -35,7 +35,14 @@ def spawn(
     `output` takes stdout, and stderr too unless `errors` is given. Raises LauncherError when the program is not there.
     """
     by_kernel = parent_death() == "kernel"
-    prefix = [sys.executable, "-I", "-S", str(CHILD_SCRIPT), str(os.getpid()), str(int(death_signal) if by_kernel else 0)]
+    prefix = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(CHILD_SCRIPT),
+        str(os.getpid()),
+        str(int(death_signal) if by_kernel else 0),
+    ]
     try:
         process = subprocess.Popen(
             [*prefix, identity, *command],

@@ -84,7 +84,9 @@ class Supervisor:
     def catch_signals(self) -> None:
         """SIGINT, SIGTERM and a closed terminal stop everything; a second one does not wait."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN or number is signal.SIGTERM:  # nohup ignores SIGHUP
+            if (
+                signal.getsignal(number) is not signal.SIG_IGN or number is signal.SIGTERM
+            ):  # nohup ignores SIGHUP
                 signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -92,7 +94,9 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """The process id of each running service."""
-        return {name: child.process.pid for name, child in self._children.items() if child.process is not None}
+        return {
+            name: child.process.pid for name, child in self._children.items() if child.process is not None
+        }
 
     def log_of(self, name: str) -> Path:
         return self._log_dir / f"{name}.log"
@@ -121,7 +125,9 @@ class Supervisor:
         finally:
             processes.stop(process, stop_signal=signal.SIGTERM, timeout_seconds=STEP_STOP_TIMEOUT_SECONDS)
         if process.returncode != 0:
-            raise ServiceFailed(_complaint(f"{name} failed (exit status {process.returncode})", self.log_of(name)))
+            raise ServiceFailed(
+                _complaint(f"{name} failed (exit status {process.returncode})", self.log_of(name))
+            )
 
     def start(self, *services: Service) -> None:
         """Start services together and return when all are ready. Raises ServiceFailed or Stopped."""
@@ -206,7 +212,11 @@ class Supervisor:
         child.is_ready = child.service.is_ready(child.process.pid)
         if child.is_ready and child.deaths and not child.hook_due:
             self._say(f"{child.service.name} is back")
-        if child.is_ready or now - child.started_at <= child.service.ready_timeout_seconds or not child.deaths:
+        if (
+            child.is_ready
+            or now - child.started_at <= child.service.ready_timeout_seconds
+            or not child.deaths
+        ):
             return
         self._say(f"{child.service.name} runs again but is not ready; it is started once more")
         processes.kill_group(child.process)

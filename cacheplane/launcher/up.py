@@ -29,7 +29,15 @@ WEB_STOP_TIMEOUT_SECONDS = 25.0
 WORKER_STOP_TIMEOUT_SECONDS = 10.0  # a longer precompute is taken up again at the next start
 # What the children get from us; everything else of the environment they inherit.
 EXPORTED = (
-    *("DATA_DIR", "DATABASE_URL", "CELERY_BROKER_URL", "ENGINE_URL", "ENGINE_API_KEY", "ENGINE_KV_DIR", "MODEL"),
+    *(
+        "DATA_DIR",
+        "DATABASE_URL",
+        "CELERY_BROKER_URL",
+        "ENGINE_URL",
+        "ENGINE_API_KEY",
+        "ENGINE_KV_DIR",
+        "MODEL",
+    ),
     *("MODEL_PRESET", "BASE_URL", "ALLOWED_HOSTS", "SECRET_KEY", "API_KEY_PEPPER"),
 )
 
@@ -79,10 +87,16 @@ def _parse(argv: list[str]) -> Options:
     preset = os.environ.get("MODEL_PRESET") or "nano"
     data_dir = os.environ.get("DATA_DIR") or str(ROOT / "var")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any (default: %(default)s)")
-    parser.add_argument("--data-dir", type=Path, default=data_dir, help="holds everything (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on, 0 for any (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, default=data_dir, help="holds everything (default: %(default)s)"
+    )
     parser.add_argument("--ready-file", type=Path, help="JSON file that is written when all of it runs")
-    parser.add_argument("--preset", choices=PRESETS, default=preset, help="generated model (default: %(default)s)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default=preset, help="generated model (default: %(default)s)"
+    )
     given = parser.parse_args(argv)
     if given.preset not in PRESETS:
         parser.error(f"MODEL_PRESET is {given.preset!r} and must be one of {', '.join(PRESETS)}")
@@ -191,7 +205,9 @@ class Up:
         if self._given.get("MODEL"):
             given = Path(self._given["MODEL"]).resolve()
             if not given.is_file() or not os.access(given, os.R_OK):
-                raise LauncherError(f"MODEL names {given}, which is not a file that can be read: name a GGUF file.")
+                raise LauncherError(
+                    f"MODEL names {given}, which is not a file that can be read: name a GGUF file."
+                )
             return given
         preset = self._options.preset
         generated = self._data.models / f"{preset}.gguf"
@@ -328,8 +344,12 @@ def _free_port(host: str, port: int) -> int:
                 f"Port {port} on {host} is taken by another program: stop it, or choose another with --port."
             ) from error
         if error.errno == errno.EACCES:
-            raise LauncherError(f"Port {port} needs root's rights: choose one above 1023 with --port.") from error
-        raise LauncherError(f"{host} is no address of this machine ({error.strerror}): change --host.") from error
+            raise LauncherError(
+                f"Port {port} needs root's rights: choose one above 1023 with --port."
+            ) from error
+        raise LauncherError(
+            f"{host} is no address of this machine ({error.strerror}): change --host."
+        ) from error
 
 
 def _names_of(host: str) -> list[str]:
@@ -344,7 +364,9 @@ def _names_of(host: str) -> list[str]:
 
 def _own_addresses() -> list[str]:
     try:
-        return sorted({_bracketed(str(found[4][0])) for found in socket.getaddrinfo(socket.gethostname(), None)})
+        return sorted(
+            {_bracketed(str(found[4][0])) for found in socket.getaddrinfo(socket.gethostname(), None)}
+        )
     except socket.gaierror:
         return []
 
@@ -357,4 +379,5 @@ def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # whoever read along has gone; the instance goes on
+        # Whoever read along has gone; the instance goes on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
