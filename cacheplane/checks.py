@@ -10,7 +10,9 @@ from django.core.checks import CheckMessage, Error, Tags, register
 
 @register(Tags.security, deploy=True)
 def secrets_are_set(**_kwargs: Any) -> list[CheckMessage]:
-    unset = [name for name in ("SECRET_KEY", "API_KEY_PEPPER") if getattr(settings, name) == settings.SAMPLE_SECRET]
+    unset = [
+        name for name in ("SECRET_KEY", "API_KEY_PEPPER") if getattr(settings, name) == settings.SAMPLE_SECRET
+    ]
     return [
         Error(
             f"{name} is still the sample that everybody can read.",
@@ -40,7 +42,16 @@ def settings_are_sensible(**_kwargs: Any) -> list[CheckMessage]:
                 id="cacheplane.E003",
             )
         )
-    for name in ("CACHE_DEFAULT_TTL_SECONDS", "PRECOMPUTE_LEASE_SECONDS", "PRECOMPUTE_ATTEMPTS_MAX", "SLOT_WAIT_SECONDS"):
+    for name in (
+        "CACHE_DEFAULT_TTL_SECONDS",
+        "PRECOMPUTE_LEASE_SECONDS",
+        "PRECOMPUTE_ATTEMPTS_MAX",
+        "SLOT_WAIT_SECONDS",
+    ):
         if getattr(settings, name) <= 0:
-            found.append(Error(f"{name} must be above 0.", hint=f"It is {getattr(settings, name)}.", id="cacheplane.E004"))
+            found.append(
+                Error(
+                    f"{name} must be above 0.", hint=f"It is {getattr(settings, name)}.", id="cacheplane.E004"
+                )
+            )
     return found

@@ -29,7 +29,9 @@ _generation = 0
 
 async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `function` in a database thread. Raises ServiceUnavailable when the database cannot be reached."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, lambda: _guarded(function, *args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(
+        _threads, lambda: _guarded(function, *args, **kwargs)
+    )
 
 
 def _guarded(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

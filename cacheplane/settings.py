@@ -18,7 +18,7 @@ env.read_env(str(DATA_DIR / "instance.env"))
 
 # --- What protects ------------------------------------------------------------------------------------------
 DEBUG = env.bool("DEBUG", default=False)
-SAMPLE_SECRET = "sample-secret-for-tests-and-checks-only-do-not-serve-with-it-0000000000"
+SAMPLE_SECRET = "sample-secret-for-tests-and-checks-only-do-not-serve-with-it-0000000000"  # noqa: S105
 SECRET_KEY = env.str("SECRET_KEY", default=SAMPLE_SECRET)
 API_KEY_PEPPER = env.str("API_KEY_PEPPER", default=SAMPLE_SECRET)
 """Keyed into the digest of every API key: a stolen table alone checks no key. Changing it ends all keys."""

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,35 @@ class Instance:
             timeout=120,
         )
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What `up` wrote for other commands: names and values of `instance.env`."""
+        lines = (self.data_dir / "instance.env").read_text().splitlines()
+        pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+        return {name: value.strip("'\"") for name, value in pairs}
+
     def database_settings(self) -> dict[str, Any]:
         import environ
 
-        lines = (self.data_dir / "instance.env").read_text().splitlines()
-        values = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-        return environ.Env.db_url_config(values["DATABASE_URL"].strip("'\""))
+        return environ.Env.db_url_config(self.settings["DATABASE_URL"])
+
+    @property
+    def kv_dir(self) -> Path:
+        return Path(self.settings["ENGINE_KV_DIR"])
+
+    def engine_slots(self) -> list[dict[str, Any]]:
+        """What the engine itself says of its slots, asked past the control plane."""
+        values = self.settings
+        request = urllib.request.Request(
+            f"{values['ENGINE_URL']}/slots", headers={"Authorization": f"Bearer {values['ENGINE_API_KEY']}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return list(json.load(answer))
+
+    def logs(self) -> str:
+        """All that its processes have written."""
+        written = sorted((self.data_dir / "logs").rglob("*"))
+        return "\n".join(path.read_text(errors="replace") for path in [self.log, *written] if path.is_file())
 
     def stop(self) -> int:
         if self.process.poll() is None:
@@ -115,7 +138,10 @@ def start_instance(
 ) -> Instance:
     """Run `manage.py up` until it is ready; its output is the failure's text when it is not."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    ready_file, log = data_dir.parent / f"{data_dir.name}.ready.json", data_dir.parent / f"{data_dir.name}.log"
+    ready_file, log = (
+        data_dir.parent / f"{data_dir.name}.ready.json",
+        data_dir.parent / f"{data_dir.name}.log",
+    )
     ready_file.unlink(missing_ok=True)
     kept = {name: value for name, value in os.environ.items() if name not in OWN_BY_UP}
     with log.open("ab") as output:
@@ -145,15 +171,16 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 
 @contextmanager
 def using_database_of(instance: Instance, blocker: Any) -> Iterator[None]:
-    """Within it, Django's default connection of this thread is the instance's database."""
+    """Within it, Django's default connection of this thread is the instance's database, and keys get its pepper."""
     from django.db import connections
     from django.db.backends.postgresql.base import DatabaseWrapper
+    from django.test import override_settings
 
     before = connections["default"]
     settings = {**before.settings_dict, **instance.database_settings()}
     connections["default"] = DatabaseWrapper(settings, "default")
     try:
-        with blocker.unblock():
+        with blocker.unblock(), override_settings(API_KEY_PEPPER=instance.settings["API_KEY_PEPPER"]):
             yield
     finally:
         connections["default"].close()
@@ -192,7 +219,6 @@ class Client:
     base_url: str
     key: str
     organization: str = ""
-    created: list[str] = field(default_factory=list)
 
     def request(
         self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None
@@ -229,9 +255,7 @@ class Client:
         assert made.status == 200, made.body
         return self.wait_until(made.json["id"], "active")
 
-    def chat(
-        self, *messages: dict[str, Any], headers: dict[str, str] | None = None, **fields: Any
-    ) -> Answer:
+    def chat(self, *messages: dict[str, Any], headers: dict[str, str] | None = None, **fields: Any) -> Answer:
         body = {"model": MODEL_8K, "messages": list(messages), "max_tokens": 4} | fields
         return self.request("POST", "/v1/chat/completions", body, headers=headers)
 
@@ -278,8 +302,14 @@ def caller(new_caller: Callable[..., Client]) -> Client:
 
 @pytest.fixture
 def ledger(instance_database: None) -> Iterator[None]:
-    """After the test the invariants of the instance's whole ledger hold."""
+    """After the test the invariants of the instance's whole ledger hold, as one snapshot of it shows them."""
     yield
+    from django.db import connection, transaction
+
     from billing import audit, clock
 
-    assert audit.violations(clock.now()) == []
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            # Workers go on while it is read: without a snapshot two queries would see two ledgers.
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert audit.violations(clock.now()) == []

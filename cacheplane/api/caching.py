@@ -65,7 +65,9 @@ class CachingList(APIView):
         wanted = bodies.read(request, kimi.CreateCache)
         kimi.check_metadata(wanted.metadata)
         if wanted.tags:
-            raise InvalidRequest(f"Invalid request: tags: got {wanted.tags!r}, takes none: tags are not served")
+            raise InvalidRequest(
+                f"Invalid request: tags: got {wanted.tags!r}, takes none: tags are not served"
+            )
         ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
         messages = kimi.as_messages(wanted.messages)
         tools = kimi.as_tools(wanted.tools, wanted.messages)

@@ -87,7 +87,9 @@ class Exchange:
             await self._until_gone(self._answer(body))
         except CallerGone:
             self.status = STATUS_CALLER_GONE
-        except Exception as error:  # the edge: whatever it is, the caller gets the envelope or a closed stream
+        except (
+            Exception
+        ) as error:  # the edge: whatever it is, the caller gets the envelope or a closed stream
             await self._fail(error)
 
     async def _answer(self, body: bytes) -> None:
@@ -167,7 +169,9 @@ class Exchange:
             "created": int(time.time()),
             "model": call.request.model,
             "choices": [],
-            "usage": kimi.usage_out(kimi.Usage(prompt_tokens=prompt, completion_tokens=0, cached_tokens=cached)),
+            "usage": kimi.usage_out(
+                kimi.Usage(prompt_tokens=prompt, completion_tokens=0, cached_tokens=cached)
+            ),
             "estimate": {
                 "hit_tokens": cached,
                 "price": found.price,

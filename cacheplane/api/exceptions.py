@@ -115,7 +115,9 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's handler404: the API's envelope for the API's paths, and for all others too: we serve no site."""
     return json_response(
         Rendered(
-            status=404, headers={}, body=envelope(f"Not found the route {request.path}", "resource_not_found_error")
+            status=404,
+            headers={},
+            body=envelope(f"Not found the route {request.path}", "resource_not_found_error"),
         )
     )
 

@@ -51,6 +51,7 @@ class EstimateTokenCount(APIView):
         serving = registry.serving(wanted.model)
         adapter = registry.adapter_of(serving.engine)
         counted = http.call(
-            adapter.count_tokens(kimi.as_messages(wanted.messages), None), timeout_seconds=COUNT_TIMEOUT_SECONDS
+            adapter.count_tokens(kimi.as_messages(wanted.messages), None),
+            timeout_seconds=COUNT_TIMEOUT_SECONDS,
         )
         return Response({"data": {"total_tokens": counted}})

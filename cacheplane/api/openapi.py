@@ -58,7 +58,10 @@ def list_of(item: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["object", "data"],
-        "properties": {"object": {"type": "string", "enum": ["list"]}, "data": {"type": "array", "items": item}},
+        "properties": {
+            "object": {"type": "string", "enum": ["list"]},
+            "data": {"type": "array", "items": item},
+        },
     }
 
 
@@ -102,7 +105,10 @@ def add_hot_path(result: dict[str, Any], generator: Any, request: Any, public: A
         str(status): {"description": _REASONS[status], "content": {"application/json": {"schema": ERROR}}}
         for status in (400, 401, 403, 404, 413, 429, 503)
     }
-    completion = {"type": "object", "description": "chat.completion; with stream: chat.completion.chunk events"}
+    completion = {
+        "type": "object",
+        "description": "chat.completion; with stream: chat.completion.chunk events",
+    }
     result["paths"]["/v1/chat/completions"] = {
         "post": {
             "operationId": "create_chat_completion",
@@ -111,13 +117,20 @@ def add_hot_path(result: dict[str, Any], generator: Any, request: Any, public: A
             "security": [{"ApiKey": []}],
             "parameters": [
                 {"name": name, "in": "header", "schema": {"type": "string"}, "required": False}
-                for name in ("X-Msh-Context-Cache", "X-Msh-Context-Cache-Reset-TTL", "X-Msh-Context-Cache-DryRun")
+                for name in (
+                    "X-Msh-Context-Cache",
+                    "X-Msh-Context-Cache-Reset-TTL",
+                    "X-Msh-Context-Cache-DryRun",
+                )
             ],
             "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
             "responses": {
                 "200": {
                     "description": "The answer",
-                    "content": {"application/json": {"schema": completion}, "text/event-stream": {"schema": {}}},
+                    "content": {
+                        "application/json": {"schema": completion},
+                        "text/event-stream": {"schema": {}},
+                    },
                 },
                 **refusals,
             },

@@ -60,7 +60,9 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
         at = clock.now()
         _check_total(caller, tokens=tokens, at=at)
         cache_id = new_cache_id()
-        hold_reference = lifecycle.hold_creation(account, cache_id=cache_id, model=new.model, tokens=tokens, at=at)
+        hold_reference = lifecycle.hold_creation(
+            account, cache_id=cache_id, model=new.model, tokens=tokens, at=at
+        )
         row = CacheObject.objects.create(
             id=cache_id,
             organization_id=caller.organization_id,
@@ -79,7 +81,9 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
             expired_at=end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at),
             hold_reference=hold_reference,
         )
-        lifecycle.note(cache_id, caller.organization_id, "created", at=at, actor=caller.api_key_id, tokens=tokens)
+        lifecycle.note(
+            cache_id, caller.organization_id, "created", at=at, actor=caller.api_key_id, tokens=tokens
+        )
         dispatch.after_commit(dispatch.PRECOMPUTE)
     return row
 
@@ -142,7 +146,10 @@ def _check_total(caller: Caller, *, tokens: int, at: datetime) -> None:
 def get(caller: Caller, cache_id: str) -> CacheObject:
     """The caller's object. Raises NotFound, for absent and for foreign ids alike."""
     row = (
-        CacheObject.objects.of(caller.organization_id).with_what_decides_status().filter(id=cache_id[:64]).first()
+        CacheObject.objects.of(caller.organization_id)
+        .with_what_decides_status()
+        .filter(id=cache_id[:64])
+        .first()
     )
     if row is None:
         raise NotFound(f"Not found the cache object {cache_id[:64]}")
@@ -200,5 +207,3 @@ def update(
 
 def delete(caller: Caller, cache_id: str) -> None:
     lifecycle.delete(caller.organization_id, cache_id[:64], actor=caller.api_key_id)
-
-

@@ -25,7 +25,9 @@ ORPHAN_AGE = timedelta(hours=3)
 def destroy_doomed(*, limit: int) -> int:
     """Destroy the bytes of doomed states; how many rows are gone. A slot in use is left for the next run."""
     gone = 0
-    for state in KVState.objects.filter(doomed_at__isnull=False).select_related("engine").order_by("doomed_at")[:limit]:
+    for state in (
+        KVState.objects.filter(doomed_at__isnull=False).select_related("engine").order_by("doomed_at")[:limit]
+    ):
         adapter = registry.adapter_of(state.engine)
         http.call(adapter.drop(state.filename), timeout_seconds=DROP_TIMEOUT_SECONDS)
         try:

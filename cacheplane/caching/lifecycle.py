@@ -48,7 +48,9 @@ def note(cache_id: str, organization_id: str, kind: str, *, at: datetime, actor:
     )
 
 
-def hold_creation(account: LockedAccount, *, cache_id: str, model: str, tokens: int, at: datetime) -> uuid.UUID:
+def hold_creation(
+    account: LockedAccount, *, cache_id: str, model: str, tokens: int, at: datetime
+) -> uuid.UUID:
     """Set the creation fee and the first storage minute aside. Raises billing's InsufficientFunds."""
     quote = charging.creation_quote(model=model, tokens=tokens, currency=account.currency, at=at)
     reference = uuid.uuid4()
@@ -67,7 +69,9 @@ def claim_next(*, owner: str) -> Claim | None:
     with transaction.atomic():
         row = (
             CacheObject.objects.select_for_update(skip_locked=True, of=("self",))
-            .filter(free, ripe, status=PENDING, expired_at__gt=at, attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX)
+            .filter(
+                free, ripe, status=PENDING, expired_at__gt=at, attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX
+            )
             .order_by("created_at")
             .only("id", "organization_id", "fence", "attempts")
             .first()
@@ -99,7 +103,9 @@ def _claimed(claim: Claim) -> Q:
 def renew(claim: Claim, *, prefilled_tokens: int) -> bool:
     """Keep a claim and say how far it is; False when it was lost (deleted, expired, taken over)."""
     until = clock.now() + timedelta(seconds=settings.PRECOMPUTE_LEASE_SECONDS)
-    changed = CacheObject.objects.filter(_claimed(claim)).update(lease_until=until, prefilled_tokens=prefilled_tokens)
+    changed = CacheObject.objects.filter(_claimed(claim)).update(
+        lease_until=until, prefilled_tokens=prefilled_tokens
+    )
     return bool(changed)
 
 
@@ -108,7 +114,11 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
     with transaction.atomic():
         account = accounts.lock(claim.organization_id)
         at = clock.now()
-        row = CacheObject.objects.select_for_update(of=("self",)).filter(_claimed(claim), expired_at__gt=at).first()
+        row = (
+            CacheObject.objects.select_for_update(of=("self",))
+            .filter(_claimed(claim), expired_at__gt=at)
+            .first()
+        )
         if row is None:
             return False
         activation = row.activations + 1
@@ -214,7 +224,9 @@ def _end_pending(
         error_message=error[:1024],
     )
     assert changed == 1
-    note(row.id, row.organization_id, status, at=at, actor=actor, **({"reason": error[:500]} if error else {}))
+    note(
+        row.id, row.organization_id, status, at=at, actor=actor, **({"reason": error[:500]} if error else {})
+    )
 
 
 # --- Time: extend, revive, expire ------------------------------------------------------------------------------
@@ -328,7 +340,11 @@ def expire_now(organization_id: str, cache_id: str, *, actor: str) -> None:
 
 def expire_due(*, limit: int) -> int:
     """Write down what the clock has already decided, for at most `limit` objects; how many were due."""
-    due = list(CacheObject.objects.due(clock.now()).order_by("expired_at").values_list("organization_id", "id")[:limit])
+    due = list(
+        CacheObject.objects.due(clock.now())
+        .order_by("expired_at")
+        .values_list("organization_id", "id")[:limit]
+    )
     for organization_id, group in _by_organization(due):
         with transaction.atomic():
             account = accounts.lock(organization_id)

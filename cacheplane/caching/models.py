@@ -43,7 +43,9 @@ class CacheObject(models.Model):
     STATUSES = [(PENDING, "pending"), (ACTIVE, "active"), (EXPIRED, "expired"), (ERROR, "error")]
 
     id = models.CharField(primary_key=True, max_length=40, default=new_cache_id, editable=False)
-    organization = models.ForeignKey("access.Organization", on_delete=models.PROTECT, related_name="cache_objects")
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="cache_objects"
+    )
     project = models.ForeignKey("access.Project", on_delete=models.PROTECT, related_name="cache_objects")
     api_key_id = models.CharField(max_length=40)
     model = models.CharField(max_length=64, help_text="The model family.")
@@ -61,7 +63,9 @@ class CacheObject(models.Model):
 
     activated_at = models.DateTimeField(null=True, blank=True)
     activations = models.PositiveIntegerField(default=0)
-    creation_fee_due = models.BooleanField(default=True, help_text="False while lost bytes are computed anew.")
+    creation_fee_due = models.BooleanField(
+        default=True, help_text="False while lost bytes are computed anew."
+    )
     hold_reference = models.UUIDField(null=True, blank=True)
     segment = models.ForeignKey(
         "billing.StorageSegment", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
@@ -87,7 +91,9 @@ class CacheObject(models.Model):
             models.Index(fields=["organization", "-id"], name="cache_by_organization"),
             models.Index(fields=["organization", "digest"], name="cache_by_digest"),
             models.Index(fields=["created_at"], condition=Q(status=PENDING), name="cache_pending"),
-            models.Index(fields=["expired_at"], condition=Q(status__in=[PENDING, ACTIVE]), name="cache_expiring"),
+            models.Index(
+                fields=["expired_at"], condition=Q(status__in=[PENDING, ACTIVE]), name="cache_expiring"
+            ),
         ]
         constraints = [
             models.CheckConstraint(
@@ -95,9 +101,12 @@ class CacheObject(models.Model):
                 | Q(kv_state__isnull=False, segment__isnull=False, activated_at__isnull=False),
                 name="active_has_kv_and_segment",
             ),
-            models.CheckConstraint(condition=Q(status=ACTIVE) | Q(kv_state__isnull=True), name="only_active_has_kv"),
             models.CheckConstraint(
-                condition=~Q(status__in=[EXPIRED, ERROR]) | Q(hold_reference__isnull=True), name="ended_has_no_hold"
+                condition=Q(status=ACTIVE) | Q(kv_state__isnull=True), name="only_active_has_kv"
+            ),
+            models.CheckConstraint(
+                condition=~Q(status__in=[EXPIRED, ERROR]) | Q(hold_reference__isnull=True),
+                name="ended_has_no_hold",
             ),
         ]
 
@@ -126,10 +135,14 @@ class CacheObjectEvent(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     cache_id = models.CharField(max_length=40)
-    organization = models.ForeignKey("access.Organization", on_delete=models.PROTECT, related_name="cache_events")
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="cache_events"
+    )
     kind = models.CharField(max_length=16)
     at = models.DateTimeField()
-    actor = models.CharField(max_length=128, help_text="A key's id, an operator's name, or the part of the system.")
+    actor = models.CharField(
+        max_length=128, help_text="A key's id, an operator's name, or the part of the system."
+    )
     detail = models.JSONField(default=dict)
 
     class Meta:

@@ -51,7 +51,9 @@ def drain() -> int:
     done = 0
     while CacheObject.objects.filter(status=PENDING).exists():
         engine = registry.engine_for("")
-        lease = slots.lease_for_prefill(engine_id=engine.id, owner=owner, seconds=settings.PRECOMPUTE_LEASE_SECONDS)
+        lease = slots.lease_for_prefill(
+            engine_id=engine.id, owner=owner, seconds=settings.PRECOMPUTE_LEASE_SECONDS
+        )
         if lease is None:
             return done
         worked = 0
@@ -109,7 +111,9 @@ def _compute(
 ) -> KVHandle:
     """Tokenize, make room, prefill and save, while both leases are kept. Raises ClaimLost when ours is gone."""
     if not engine.persist:
-        raise InvalidRequest("The engine of this model cannot keep KV states, so nothing can be cached on it.")
+        raise InvalidRequest(
+            "The engine of this model cannot keep KV states, so nothing can be cached on it."
+        )
     row = CacheObject.objects.filter(id=claim.cache_id).only("messages", "tools", "tokens").first()
     if row is None:
         raise ClaimLost
@@ -123,11 +127,15 @@ def _compute(
     def on_progress(done: int, _all: int) -> None:
         evaluated[0] = done
 
-    future = http.submit(adapter.prefill(tokens, slot=lease.index, filename=filename, on_progress=on_progress))
+    future = http.submit(
+        adapter.prefill(tokens, slot=lease.index, filename=filename, on_progress=on_progress)
+    )
     return _kept_alive(claim, lease=lease, future=future, evaluated=evaluated)
 
 
-def _kept_alive(claim: Claim, *, lease: SlotLease, future: Future[KVHandle], evaluated: list[int]) -> KVHandle:
+def _kept_alive(
+    claim: Claim, *, lease: SlotLease, future: Future[KVHandle], evaluated: list[int]
+) -> KVHandle:
     """Wait for a prefill; renew both leases and write its progress meanwhile."""
     renew_every_beats = max(1, int(settings.PRECOMPUTE_LEASE_SECONDS / 3 / PROGRESS_SECONDS))
     written, beat = 0, 0
@@ -140,7 +148,9 @@ def _kept_alive(claim: Claim, *, lease: SlotLease, future: Future[KVHandle], eva
                     raise EngineTimeout("The engine did not finish the prefill in time.") from None
             beat += 1
             if beat * PROGRESS_SECONDS > settings.PREFILL_TIMEOUT_SECONDS:
-                raise EngineTimeout(f"The prefill took longer than {settings.PREFILL_TIMEOUT_SECONDS:.0f} seconds.")
+                raise EngineTimeout(
+                    f"The prefill took longer than {settings.PREFILL_TIMEOUT_SECONDS:.0f} seconds."
+                )
             if evaluated[0] == written and beat % renew_every_beats:
                 continue
             written = evaluated[0]

@@ -12,7 +12,9 @@ class Engine(models.Model):
     name = models.CharField(max_length=64, unique=True)
     kind = models.CharField(max_length=32)
     url = models.URLField(max_length=512)
-    kv_dir = models.CharField(max_length=1024, help_text="The folder of saved KV states, as this host sees it.")
+    kv_dir = models.CharField(
+        max_length=1024, help_text="The folder of saved KV states, as this host sees it."
+    )
     model = models.CharField(max_length=512)
     build = models.CharField(max_length=128)
     fingerprint = models.CharField(max_length=64, help_text="A KV state of another fingerprint is a miss.")

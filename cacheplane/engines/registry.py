@@ -58,7 +58,9 @@ def register() -> Engine:
             },
         )
         engine.slots.all().delete()
-        EngineSlot.objects.bulk_create(EngineSlot(engine=engine, index=index) for index in range(found.total_slots))
+        EngineSlot.objects.bulk_create(
+            EngineSlot(engine=engine, index=index) for index in range(found.total_slots)
+        )
     return engine
 
 
@@ -111,7 +113,3 @@ def require_family(family: str) -> None:
     """Raise InvalidRequest unless `family` is a family, and not one of its models."""
     if not ServedModel.objects.filter(family=family).exists():
         raise InvalidRequest("model family is invalid")
-
-
-def windows_of(family: str) -> list[int]:
-    return list(ServedModel.objects.filter(family=family).order_by("window_tokens").values_list("window_tokens", flat=True))

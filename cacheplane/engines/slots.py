@@ -48,11 +48,19 @@ RETURNING slot.id, slot.engine_id, slot.index, free.resident, free.resident_orga
 """
 
 
-def _lease(*, engine_id: int, owner: str, seconds: float, wanted: UUID | None, prefill: bool) -> SlotLease | None:
+def _lease(
+    *, engine_id: int, owner: str, seconds: float, wanted: UUID | None, prefill: bool
+) -> SlotLease | None:
     with connection.cursor() as cursor:
         cursor.execute(
             LEASE,
-            {"engine_id": engine_id, "owner": owner, "seconds": seconds, "wanted": wanted, "prefill": prefill},
+            {
+                "engine_id": engine_id,
+                "owner": owner,
+                "seconds": seconds,
+                "wanted": wanted,
+                "prefill": prefill,
+            },
         )
         row = cursor.fetchone()
     if row is None:
@@ -107,7 +115,8 @@ def lease_holding(*, engine_id: int, resident: UUID, owner: str, seconds: float)
 def is_resident_anywhere(*, engine_id: int, resident: UUID) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT 1 FROM engines_engineslot WHERE engine_id = %s AND resident = %s LIMIT 1", [engine_id, resident]
+            "SELECT 1 FROM engines_engineslot WHERE engine_id = %s AND resident = %s LIMIT 1",
+            [engine_id, resident],
         )
         return cursor.fetchone() is not None
 

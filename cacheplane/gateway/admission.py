@@ -91,7 +91,9 @@ def settle(caller: Caller, wanted: Wanted, outcome: Outcome, *, reset_ttl: tuple
     """
     used = outcome.usage
     with transaction.atomic():
-        is_ours = rate_limits.finish_call(call_id=wanted.call_id, tokens_used=used.total_tokens if used else 0)
+        is_ours = rate_limits.finish_call(
+            call_id=wanted.call_id, tokens_used=used.total_tokens if used else 0
+        )
         if not is_ours:
             log.warning("call_was_reaped", call_id=str(wanted.call_id))
             return
@@ -143,7 +145,9 @@ def _reset_ttl(
         return  # deleted while the call ran
     try:
         with transaction.atomic():
-            lifecycle.move_end(account, row, until=at + timedelta(seconds=seconds), at=at, actor=caller.api_key_id)
+            lifecycle.move_end(
+                account, row, until=at + timedelta(seconds=seconds), at=at, actor=caller.api_key_id
+            )
     except InsufficientFunds:
         # The call itself is done and paid; only bringing the expired object back cannot be.
         log.info("revival_not_affordable", cache_id=cache_id)
@@ -198,7 +202,9 @@ def _quote(
     )
 
 
-def take_slot(*, engine_id: int, call_id: uuid.UUID, seconds: float, prefix: Prefix | None) -> SlotLease | None:
+def take_slot(
+    *, engine_id: int, call_id: uuid.UUID, seconds: float, prefix: Prefix | None
+) -> SlotLease | None:
     wanted = prefix.kv_id if prefix is not None else None
     return slots.lease_for_call(engine_id=engine_id, owner=str(call_id), seconds=seconds, wanted=wanted)
 

@@ -287,7 +287,11 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
         request_id=call.request_id,
     )
     reset_ttl = None
-    if meant.named is not None and call.reference is not None and call.reference.reset_ttl_seconds is not None:
+    if (
+        meant.named is not None
+        and call.reference is not None
+        and call.reference.reset_ttl_seconds is not None
+    ):
         reset_ttl = (meant.named.cache_id, call.reference.reset_ttl_seconds)
     started_at = await _admitted(caller, wanted, gateway_id=gateway_id)
     return Completion(
@@ -305,7 +309,9 @@ async def dry_run(caller: Caller, call: Call) -> DryRun:
     """Count and price a call without running it. Raises InvalidRequest when the object is not active."""
     meant = await database.run(_meant, caller, call)
     if meant.named is None:
-        raise InvalidRequest("Invalid request: dry_run: the call matches no cache object, and takes an active one")
+        raise InvalidRequest(
+            "Invalid request: dry_run: the call matches no cache object, and takes an active one"
+        )
     if meant.prefix is None:
         raise InvalidRequest(
             f"Invalid request: dry_run: the cache object is {meant.named.status}, and takes an active one"

@@ -67,7 +67,9 @@ def find(caller: Caller, cache_id: str) -> Prefix:
         row = cursor.fetchone()
     if row is None:
         raise NotFound(f"Not found the cache object {cache_id[:64]}")
-    (object_id, family, tokens, messages, tools, identity, message_count, stored, expired_at, closed_at) = row[:10]
+    (object_id, family, tokens, messages, tools, identity, message_count, stored, expired_at, closed_at) = (
+        row[:10]
+    )
     (exhaust_at, kv_id, engine_id, filename, n_tokens, size_bytes, sha256, blake3, fingerprint, at) = row[10:]
     ends_at = min(instant for instant in (expired_at, closed_at, exhaust_at) if instant is not None)
     status = EXPIRED if stored in (ACTIVE, PENDING) and ends_at <= at else stored
@@ -102,5 +104,3 @@ def is_prefix_of(prefix: Prefix, messages: Sequence[Message], tools: Sequence[To
     if len(messages) < prefix.message_count:
         return False
     return digest(messages[: prefix.message_count], tools) == prefix.digest
-
-

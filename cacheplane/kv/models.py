@@ -15,7 +15,9 @@ class KVState(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    organization = models.ForeignKey("access.Organization", on_delete=models.PROTECT, related_name="kv_states")
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="kv_states"
+    )
     engine = models.ForeignKey("engines.Engine", on_delete=models.PROTECT, related_name="kv_states")
     filename = models.CharField(max_length=255, unique=True)
     n_tokens = models.PositiveIntegerField()

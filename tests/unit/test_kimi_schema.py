@@ -39,7 +39,9 @@ def test_a_plain_call_has_the_defaults_of_the_contract():
 
 @pytest.mark.parametrize("unset", [0, None])
 def test_zero_and_null_numbers_are_not_set(unset):
-    request = chat(max_tokens=unset, top_p=unset, presence_penalty=unset, seed=unset, n=unset, temperature=unset).request
+    request = chat(
+        max_tokens=unset, top_p=unset, presence_penalty=unset, seed=unset, n=unset, temperature=unset
+    ).request
     assert request.max_tokens == 1024
     assert (request.top_p, request.presence_penalty, request.seed) == (None, None, None)
 
@@ -74,7 +76,9 @@ def test_a_missing_field_is_named():
     )
 
 
-@pytest.mark.parametrize("body", [b"", b"[", b"{", b"nonsense", b'{"a":NaN}', b'"\xff"', b'{"model":"\\ud800"}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"[", b"{", b"nonsense", b'{"a":NaN}', b'"\xff"', b'{"model":"\\ud800"}']
+)
 def test_what_is_not_json_is_refused(body):
     assert "body" in refusal(kimi.parse_chat, body, header_reference=None)
 
@@ -85,7 +89,11 @@ def test_deep_nesting_is_refused_and_not_a_crash():
 
 
 def test_nul_is_refused_with_its_place():
-    told = refusal(kimi.parse_chat, b'{"model":"m","messages":[{"role":"user","content":"a\\u0000b"}]}', header_reference=None)
+    told = refusal(
+        kimi.parse_chat,
+        b'{"model":"m","messages":[{"role":"user","content":"a\\u0000b"}]}',
+        header_reference=None,
+    )
     assert told == "Invalid request: messages[0].content: got a NUL character, takes text without it"
 
 
@@ -97,7 +105,10 @@ def test_an_escaped_backslash_before_u0000_is_text():
 
 
 class TestToolCalls:
-    CALL = {"role": "assistant", "tool_calls": [{"id": "f:0", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    CALL = {
+        "role": "assistant",
+        "tool_calls": [{"id": "f:0", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    }
     ANSWER = {"role": "tool", "tool_call_id": "f:0", "content": "4"}
     TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
@@ -115,7 +126,9 @@ class TestToolCalls:
 
     def test_a_call_of_an_undeclared_tool_is_refused(self):
         other = [{"type": "function", "function": {"name": "g"}}]
-        assert "one of the declared tools ['g']" in refusal(chat, messages=[USER, self.CALL, self.ANSWER], tools=other)
+        assert "one of the declared tools ['g']" in refusal(
+            chat, messages=[USER, self.CALL, self.ANSWER], tools=other
+        )
 
 
 class TestCacheMessage:
@@ -171,7 +184,9 @@ class TestHeaders:
         )
 
     def test_a_wrong_one_is_named(self):
-        assert "X-Msh-Context-Cache-Reset-TTL: got 'soon'" in refusal(kimi.header_reference, "x", "soon", None)
+        assert "X-Msh-Context-Cache-Reset-TTL: got 'soon'" in refusal(
+            kimi.header_reference, "x", "soon", None
+        )
 
 
 class TestCreate:

@@ -109,7 +109,9 @@ class ChatCompletions(msgspec.Struct):
     seed: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: Annotated[list[ToolDeclaration], Meta(max_length=TOOLS_MAX)] | msgspec.UnsetType | None = msgspec.UNSET
+    tools: Annotated[list[ToolDeclaration], Meta(max_length=TOOLS_MAX)] | msgspec.UnsetType | None = (
+        msgspec.UNSET
+    )
     tool_choice: Literal["none", "auto"] | None = None
 
 
@@ -209,7 +211,11 @@ def as_tools(tools: Sequence[ToolDeclaration] | None, messages: Sequence[ChatMes
                 if call.function.name not in declared:
                     path = f"messages[{index}].tool_calls"
                     raise _refuse(path, call.function.name, f"one of the declared tools {sorted(declared)}")
-    return [{"type": "function", "function": msgspec.to_builtins(tool.function)} for tool in tools] if tools else None
+    return (
+        [{"type": "function", "function": msgspec.to_builtins(tool.function)} for tool in tools]
+        if tools
+        else None
+    )
 
 
 def refuse_nul(body: bytes, value: object, *, path: str = "") -> None:
@@ -221,7 +227,9 @@ def refuse_nul(body: bytes, value: object, *, path: str = "") -> None:
 
 def _walk_nul(value: object, path: str) -> None:
     if isinstance(value, str) and "\0" in value:
-        raise InvalidRequest(f"Invalid request: {path.removeprefix('.')}: got a NUL character, takes text without it")
+        raise InvalidRequest(
+            f"Invalid request: {path.removeprefix('.')}: got a NUL character, takes text without it"
+        )
     if isinstance(value, dict):
         for key, item in value.items():
             _walk_nul(key, f"{path}.{key[:40]}".replace("\0", "\\u0000"))
@@ -244,7 +252,9 @@ def check_lifetime(ttl: int | None, expired_at: int | None) -> tuple[int | None,
     ttl = ttl if ttl is not None and ttl > 0 else None
     expired_at = expired_at if expired_at is not None and expired_at > 0 else None
     if ttl is not None and expired_at is not None:
-        raise InvalidRequest(f"Invalid request: ttl: got {ttl} beside expired_at {expired_at}, takes one of the two")
+        raise InvalidRequest(
+            f"Invalid request: ttl: got {ttl} beside expired_at {expired_at}, takes one of the two"
+        )
     return ttl, expired_at
 
 
@@ -261,7 +271,9 @@ def parse_chat(body: bytes, *, header_reference: CacheReference | None) -> Parse
         reference, rest, offset = _cache_reference(raw), raw.messages[1:], 1
     for index, item in enumerate(rest, start=offset):
         if _is_cache_message(item):
-            raise InvalidRequest(f"Invalid request: messages[{index}].role: got 'cache', takes it first and once")
+            raise InvalidRequest(
+                f"Invalid request: messages[{index}].role: got 'cache', takes it first and once"
+            )
     messages = _messages(rest, offset=offset)
     tools = raw.tools if raw.tools is not msgspec.UNSET else None
     if raw.n is not None and raw.n > 1:
@@ -308,7 +320,9 @@ def _cache_reference(raw: ChatCompletions) -> CacheReference:
     except msgspec.ValidationError as error:
         raise InvalidRequest(explained(error, root="messages[0]")) from None
     if raw.tools is not msgspec.UNSET and raw.tools is not None:
-        raise InvalidRequest("Invalid request: tools: got a value, takes null: the cache object brings its own tools")
+        raise InvalidRequest(
+            "Invalid request: tools: got a value, takes null: the cache object brings its own tools"
+        )
     options: dict[str, str] = {}
     for part in message.content.split(";"):
         name, equals, value = part.partition("=")
@@ -326,7 +340,9 @@ def _cache_reference(raw: ChatCompletions) -> CacheReference:
     )
 
 
-def header_reference(cache_id: str | None, reset_ttl: str | None, dry_run: str | None) -> CacheReference | None:
+def header_reference(
+    cache_id: str | None, reset_ttl: str | None, dry_run: str | None
+) -> CacheReference | None:
     """The same from `X-Msh-Context-Cache` and its two companions; None when the first is absent."""
     if not cache_id:
         return None
@@ -369,7 +385,13 @@ def usage_out(usage: Usage) -> dict[str, Any]:
 
 
 def completion_out(
-    *, call_id: str, model: str, created: int, message: dict[str, Any], finish_reason: str | None, usage: Usage
+    *,
+    call_id: str,
+    model: str,
+    created: int,
+    message: dict[str, Any],
+    finish_reason: str | None,
+    usage: Usage,
 ) -> dict[str, Any]:
     return {
         "id": call_id,
@@ -389,7 +411,8 @@ def message_out(deltas: Sequence[ChatDelta]) -> tuple[dict[str, Any], str | None
     for delta in deltas:
         for call in delta.tool_calls or ():
             known = calls.setdefault(
-                call.get("index", 0), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+                call.get("index", 0),
+                {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
             )
             known["id"] = call.get("id") or known["id"]
             for field in ("name", "arguments"):
@@ -400,7 +423,9 @@ def message_out(deltas: Sequence[ChatDelta]) -> tuple[dict[str, Any], str | None
     return message, reasons[-1] if reasons else None
 
 
-def chunk_out(*, call_id: str, model: str, created: int, delta: ChatDelta, usage: Usage | None) -> dict[str, Any]:
+def chunk_out(
+    *, call_id: str, model: str, created: int, delta: ChatDelta, usage: Usage | None
+) -> dict[str, Any]:
     """One `chat.completion.chunk`; with `usage` it is the last, which carries the usage in its choice."""
     content: dict[str, Any] = {}
     if delta.role is not None:

@@ -6,59 +6,88 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Engine',
+            name="Engine",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=64, unique=True)),
-                ('kind', models.CharField(max_length=32)),
-                ('url', models.URLField(max_length=512)),
-                ('kv_dir', models.CharField(help_text='The folder of saved KV states, as this host sees it.', max_length=1024)),
-                ('model', models.CharField(max_length=512)),
-                ('build', models.CharField(max_length=128)),
-                ('fingerprint', models.CharField(help_text='A KV state of another fingerprint is a miss.', max_length=64)),
-                ('total_slots', models.PositiveIntegerField()),
-                ('window_tokens', models.PositiveIntegerField(help_text='Context window of one slot.')),
-                ('persist', models.BooleanField(help_text='Save, restore and reuse were seen to work.')),
-                ('is_draining', models.BooleanField(default=False, help_text='No new call or precompute goes here.')),
-                ('registered_at', models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=64, unique=True)),
+                ("kind", models.CharField(max_length=32)),
+                ("url", models.URLField(max_length=512)),
+                (
+                    "kv_dir",
+                    models.CharField(
+                        help_text="The folder of saved KV states, as this host sees it.", max_length=1024
+                    ),
+                ),
+                ("model", models.CharField(max_length=512)),
+                ("build", models.CharField(max_length=128)),
+                (
+                    "fingerprint",
+                    models.CharField(help_text="A KV state of another fingerprint is a miss.", max_length=64),
+                ),
+                ("total_slots", models.PositiveIntegerField()),
+                ("window_tokens", models.PositiveIntegerField(help_text="Context window of one slot.")),
+                ("persist", models.BooleanField(help_text="Save, restore and reuse were seen to work.")),
+                (
+                    "is_draining",
+                    models.BooleanField(default=False, help_text="No new call or precompute goes here."),
+                ),
+                ("registered_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
         ),
         migrations.CreateModel(
-            name='ServedModel',
+            name="ServedModel",
             fields=[
-                ('name', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('family', models.CharField(db_index=True, max_length=64)),
-                ('window_tokens', models.PositiveIntegerField()),
-                ('owned_by', models.CharField(default='cacheplane', max_length=64)),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
+                ("name", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("family", models.CharField(db_index=True, max_length=64)),
+                ("window_tokens", models.PositiveIntegerField()),
+                ("owned_by", models.CharField(default="cacheplane", max_length=64)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
             options={
-                'ordering': ['family', 'window_tokens'],
+                "ordering": ["family", "window_tokens"],
             },
         ),
         migrations.CreateModel(
-            name='EngineSlot',
+            name="EngineSlot",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('index', models.PositiveIntegerField()),
-                ('lease_owner', models.CharField(blank=True, default='', max_length=64)),
-                ('lease_until', models.DateTimeField(blank=True, null=True)),
-                ('resident', models.UUIDField(blank=True, help_text='The KV state whose prefix the slot holds.', null=True)),
-                ('resident_organization', models.CharField(blank=True, default='', max_length=40)),
-                ('last_used_at', models.DateTimeField(blank=True, null=True)),
-                ('engine', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='slots', to='engines.engine')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("index", models.PositiveIntegerField()),
+                ("lease_owner", models.CharField(blank=True, default="", max_length=64)),
+                ("lease_until", models.DateTimeField(blank=True, null=True)),
+                (
+                    "resident",
+                    models.UUIDField(
+                        blank=True, help_text="The KV state whose prefix the slot holds.", null=True
+                    ),
+                ),
+                ("resident_organization", models.CharField(blank=True, default="", max_length=40)),
+                ("last_used_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "engine",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="slots", to="engines.engine"
+                    ),
+                ),
             ],
             options={
-                'ordering': ['engine_id', 'index'],
-                'constraints': [models.UniqueConstraint(fields=('engine', 'index'), name='one_row_per_slot')],
+                "ordering": ["engine_id", "index"],
+                "constraints": [models.UniqueConstraint(fields=("engine", "index"), name="one_row_per_slot")],
             },
         ),
     ]

@@ -40,7 +40,9 @@ class Command(BaseCommand):
         try:
             registry.register()
         except EngineError as error:
-            raise CommandError(f"The engine at ENGINE_URL did not answer the probe: {error.message}") from error
+            raise CommandError(
+                f"The engine at ENGINE_URL did not answer the probe: {error.message}"
+            ) from error
         found = {**self._organization(new_key=options["new_key"]), **self._operator()}
         if options["json"]:
             self.stdout.write(json.dumps(found))
@@ -77,6 +79,8 @@ class Command(BaseCommand):
         if users.objects.filter(username=name).exists():
             return {"admin_user": name}
         if not password:
-            raise CommandError("Set ADMIN_PASSWORD: there is no operator yet, and one without a password is none.")
+            raise CommandError(
+                "Set ADMIN_PASSWORD: there is no operator yet, and one without a password is none."
+            )
         users.objects.create_superuser(username=name, password=password)
         return {"admin_user": name}

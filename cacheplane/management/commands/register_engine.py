@@ -17,6 +17,12 @@ class Command(BaseCommand):
         try:
             engine = registry.register()
         except EngineError as error:
-            raise CommandError(f"The engine at ENGINE_URL did not answer the probe: {error.message}") from error
-        keeps = "keeps KV states" if engine.persist else "does NOT keep KV states: nothing can be cached on it"
-        self.stdout.write(f"{engine.url}: {engine.total_slots} slots of {engine.window_tokens} tokens, {keeps}.")
+            raise CommandError(
+                f"The engine at ENGINE_URL did not answer the probe: {error.message}"
+            ) from error
+        keeps = (
+            "keeps KV states" if engine.persist else "does NOT keep KV states: nothing can be cached on it"
+        )
+        self.stdout.write(
+            f"{engine.url}: {engine.total_slots} slots of {engine.window_tokens} tokens, {keeps}."
+        )
