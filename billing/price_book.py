@@ -19,6 +19,7 @@ from billing.errors import NoPrice, PriceRefused
 from billing.models import Price, PricedItem
 from billing.rating import PricePiece
 
+STEP = Decimal("0.001")
 NOTICE = timedelta(seconds=300)
 MEMO_ITEMS_MAX = 1000
 ANNOUNCEMENT_LOCK = 7_305_221_001
@@ -124,6 +125,8 @@ def publish(*, meter: str, model: str, currency: str, per_million: Decimal, vali
     An item without any price may start at once. After the commit of a storage price run `storage.reprice`, so that
     open segments reckon with it. Raises PriceRefused.
     """
+    if per_million < 0 or per_million % STEP:
+        raise PriceRefused(f"A price per 1,000,000 units comes in steps of {STEP}, from 0 on.")
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ANNOUNCEMENT_LOCK])
