@@ -226,7 +226,7 @@ class OrganizationAdmin(AuditedAdmin):
             self, request, projects=organization.projects.all(), back_url=self.url_of(object_id)
         )
 
-    @action(description="Open the context-caching gate", permissions=["operate"], icon="lock_open")
+    @action(description="Open a feature gate", permissions=["operate"], icon="lock_open")
     def open_gate(self, request: HttpRequest, object_id: str) -> HttpResponse:
         organization = self.required(object_id)
 
@@ -240,9 +240,9 @@ class OrganizationAdmin(AuditedAdmin):
             )
             return f"{data['feature']} is open for {organization.name}."
 
-        return self._act(request, object_id, "Open a feature", perform, form_class=GateForm)
+        return self._act(request, object_id, "Open a feature gate", perform, form_class=GateForm)
 
-    @action(description="Close a feature", permissions=["operate"], icon="lock")
+    @action(description="Close a feature gate", permissions=["operate"], icon="lock")
     def close_gate(self, request: HttpRequest, object_id: str) -> HttpResponse:
         organization = self.required(object_id)
 
@@ -256,7 +256,7 @@ class OrganizationAdmin(AuditedAdmin):
             )
             return f"{data['feature']} is closed to {organization.name}."
 
-        return self._act(request, object_id, "Close a feature", perform, form_class=GateForm)
+        return self._act(request, object_id, "Close a feature gate", perform, form_class=GateForm)
 
     @action(description="Recharge", permissions=["operate"], icon="payments")
     def recharge(self, request: HttpRequest, object_id: str) -> HttpResponse:

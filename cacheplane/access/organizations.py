@@ -153,7 +153,7 @@ def _tier(slug: str) -> Tier:
 
 def _required_name(name: str) -> str:
     stripped = name.strip()
-    # NUL and what is left of bytes that were no text (lone surrogates) cannot be stored; the rest is unreadable.
+    # NUL, and lone surrogates (what is left of bytes that were no text), cannot be stored.
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in stripped):
         raise InvalidRequest("Invalid request: name has characters that are no text")
     if not stripped or len(stripped) > NAME_CHARS_MAX:
