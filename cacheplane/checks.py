@@ -7,6 +7,15 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 
+ABOVE_ZERO = (
+    "CACHE_DEFAULT_TTL_SECONDS",
+    "PRECOMPUTE_LEASE_SECONDS",
+    "PRECOMPUTE_ATTEMPTS_MAX",
+    "SLOT_WAIT_SECONDS",
+    "CALL_TIMEOUT_SECONDS",
+    "HOT_PATH_DATABASE_THREADS",
+)
+
 
 @register(Tags.security, deploy=True)
 def secrets_are_set(**_kwargs: Any) -> list[CheckMessage]:
@@ -42,16 +51,8 @@ def settings_are_sensible(**_kwargs: Any) -> list[CheckMessage]:
                 id="cacheplane.E003",
             )
         )
-    for name in (
-        "CACHE_DEFAULT_TTL_SECONDS",
-        "PRECOMPUTE_LEASE_SECONDS",
-        "PRECOMPUTE_ATTEMPTS_MAX",
-        "SLOT_WAIT_SECONDS",
-    ):
-        if getattr(settings, name) <= 0:
-            found.append(
-                Error(
-                    f"{name} must be above 0.", hint=f"It is {getattr(settings, name)}.", id="cacheplane.E004"
-                )
-            )
+    for name in ABOVE_ZERO:
+        value = getattr(settings, name)
+        if value <= 0:
+            found.append(Error(f"{name} must be above 0.", hint=f"It is {value}.", id="cacheplane.E004"))
     return found

@@ -274,20 +274,23 @@ def new_caller(instance: Instance, instance_database: None) -> Callable[..., Cli
     """A client of a new organization: tier5 with ¥1,000 unless it is said otherwise."""
 
     def make(*, tier: str = "tier5", money: str = "1000", purse: str = "cash") -> Client:
+        from django.db import transaction
+
         from billing import charging, clock
         from cacheplane.access import organizations
 
-        new = organizations.create(name="Test", tier_slug=tier, operator="test")
-        if Decimal(money):
-            charging.recharge(
-                organization_id=new.organization.id,
-                amount=Decimal(money),
-                purse=purse,
-                reason="test",
-                operator="test",
-                idempotency_key=f"test:{new.organization.id}",
-                at=clock.now(),
-            )
+        with transaction.atomic():
+            new = organizations.create(name="Test", tier_slug=tier, operator="test")
+            if Decimal(money):
+                charging.recharge(
+                    organization_id=new.organization.id,
+                    amount=Decimal(money),
+                    purse=purse,
+                    reason="test",
+                    operator="test",
+                    idempotency_key=f"test:{new.organization.id}",
+                    at=clock.now(),
+                )
         client = instance.client(new.issued_key.secret)
         client.organization = new.organization.id
         return client

@@ -87,9 +87,8 @@ class Exchange:
             await self._until_gone(self._answer(body))
         except CallerGone:
             self.status = STATUS_CALLER_GONE
-        except (
-            Exception
-        ) as error:  # the edge: whatever it is, the caller gets the envelope or a closed stream
+        # The edge: whatever it is, the caller gets the envelope or a stream without its end.
+        except Exception as error:  # noqa: BLE001
             await self._fail(error)
 
     async def _answer(self, body: bytes) -> None:
