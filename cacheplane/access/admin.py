@@ -80,7 +80,7 @@ class ReadOnlyAdmin(AccessAdmin):
         return False
 
 
-class AuditedForm(ModelForm):
+class AuditedForm(ModelForm):  # type: ignore[type-arg]
     reason = ReasonField()
 
 
@@ -89,7 +89,7 @@ class AuditedAdmin(AccessAdmin):
 
     form = AuditedForm
 
-    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
         super().save_model(request, obj, form, change)
         fields = [name for name in form.changed_data if name != "reason"]
         audit.record(

@@ -9,6 +9,7 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.utils import timezone
@@ -33,7 +34,7 @@ def operator_of(request: HttpRequest) -> str:
 
 
 def act_on_form(
-    model_admin: ModelAdmin,
+    model_admin: ModelAdmin[Any],
     request: HttpRequest,
     *,
     title: str,
@@ -67,7 +68,7 @@ def act_on_form(
 
 
 def show_secret_once(
-    model_admin: ModelAdmin, request: HttpRequest, *, issued: IssuedKey, back_url: str
+    model_admin: ModelAdmin[Any], request: HttpRequest, *, issued: IssuedKey, back_url: str
 ) -> HttpResponse:
     """The answer to the POST itself (the admin sends it with `no-store`): a message would carry the secret
     through a cookie or the session table.
@@ -83,8 +84,12 @@ def show_secret_once(
 
 class ReasonField(forms.CharField):
     def __init__(self, **options: Any) -> None:
-        options = {"max_length": REASON_CHARS_MAX, "help_text": "Goes into the audit log."} | options
-        super().__init__(widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}), **options)
+        super().__init__(
+            max_length=REASON_CHARS_MAX,
+            help_text="Goes into the audit log.",
+            widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}),
+            **options,
+        )
 
 
 class FutureInstantField(forms.DateTimeField):
@@ -133,9 +138,11 @@ class IssueKeyForm(forms.Form):
     expires_at = FutureInstantField(label="Expires at (UTC)", help_text="Empty: never.")
     reason = ReasonField()
 
-    def __init__(self, *args: Any, projects: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, projects: QuerySet[Project], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["project"].queryset = projects
+        field = self.fields["project"]
+        assert isinstance(field, forms.ModelChoiceField)
+        field.queryset = projects
 
 
 class RotateKeyForm(forms.Form):

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -256,7 +257,7 @@ def _prove(*, key_id: str, digest: str, cache: CallerCache) -> Caller:
     return caller
 
 
-def _caller_from(row: tuple, *, key_id: str) -> Caller:
+def _caller_from(row: tuple[Any, ...], *, key_id: str) -> Caller:
     organization_id, organization_name, organization_state, project_id = row[4:8]
     slug, rank, concurrency, requests, tokens, day_tokens, object_tokens, cached_tokens, ttl_seconds = row[8:]
     return Caller(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from cacheplane.access import audit
@@ -116,5 +116,5 @@ def _enter(
     return entry
 
 
-def _live_entries():
+def _live_entries() -> QuerySet[FeatureGateEntry]:
     return FeatureGateEntry.objects.filter(Q(ends_at=None) | Q(ends_at__gt=Now()))
