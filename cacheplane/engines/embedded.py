@@ -1,9 +1,9 @@
 """The bundled engine: llama.cpp's own HTTP server, from the xllamacpp wheel, in a process of its own.
 
-    python -m cacheplane.engines.embedded --model FILE --port P --kv-dir DIR --slots 4 --api-key-env ENGINE_API_KEY
+    python -m cacheplane.engines.embedded --model FILE --port P --kv-dir DIR --slots 4 --api-key-env NAME
 
-Nothing else of the project runs in this process: a damaged file can end it, and then its supervisor starts it again.
-It ends with its parent.
+Nothing else of the project runs in this process: a damaged file can end it, and then its supervisor starts it
+again. It ends with its parent.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     _need_environment()
     _die_with_parent(options.parent_pid)
     _check_files(options)
+    _check_port(options)
     xllamacpp = _library()
     server = _start(xllamacpp, _parameters(xllamacpp, options), options)
     stop = threading.Event()
@@ -106,6 +108,15 @@ def _check_files(options: argparse.Namespace) -> None:
         _refuse(f"the environment variable {options.api_key_env} is not set")
 
 
+def _check_port(options: argparse.Namespace) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just been given up will do
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            _refuse(f"port {options.port} on {options.host} cannot be used ({error.strerror}); give another")
+
+
 def _library() -> Any:
     try:
         import xllamacpp
@@ -146,7 +157,7 @@ def _parameters(xllamacpp: Any, options: argparse.Namespace) -> Any:
 
 
 def _tags(xllamacpp: Any, model: Path) -> set[str]:
-    """What the server does not say of itself, and a saved KV state depends on: the adapter's fingerprint reads it."""
+    """What a saved KV state depends on and the server does not tell: the adapter's fingerprint reads it."""
     digest = blake3(max_threads=blake3.AUTO).update_mmap(model).hexdigest()
     return {
         f"model-blake3={digest}",
@@ -160,7 +171,7 @@ def _start(xllamacpp: Any, params: Any, options: argparse.Namespace) -> Any:
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
-        _refuse(f"the engine did not start with {options.model} on port {options.port}: {error}")
+        _refuse(f"the engine cannot run {options.model}, see the lines above ({str(error).rstrip('.')})")
 
 
 def _refuse(sentence: str) -> NoReturn:

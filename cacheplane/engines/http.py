@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections.abc import Coroutine
@@ -24,9 +26,9 @@ SILENCE_SECONDS = 300.0
 HEALTH_SECONDS = 2.0
 
 CONNECTIONS_PER_ENGINE = 128
-KEEPALIVE_SECONDS = (
-    3.0  # below the server's own 5 s: a connection must not be taken up as the server drops it
-)
+KEEPALIVE_SECONDS = 3.0
+"""Below the server's own 5 s: a connection must not be taken up as the server drops it."""
+_CLOSE_SECONDS = 1.0
 
 CONTROL = aiohttp.ClientTimeout(total=CONTROL_SECONDS, sock_connect=CONNECT_SECONDS)
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
@@ -61,15 +63,27 @@ class _Background:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="engines-http", daemon=True).start()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(aclose(), self.loop).result(_CLOSE_SECONDS)
 
 
 _background: _Background | None = None
 _lock = threading.Lock()
 
 
+_inherited: list[object] = []
+
+
 def _forget() -> None:
-    """A forked child has the objects but not the thread, and must not touch its parent's sockets."""
+    """A forked child has the objects but not the thread. They are kept unused: collected, they would close,
+    and take the parent's sockets out of the poll that both share."""
     global _background, _lock, _sessions
+    _inherited.append((_background, dict(_sessions)))
+    if _background is not None:
+        atexit.unregister(_background.close)
     _background, _lock, _sessions = None, threading.Lock(), WeakKeyDictionary()
 
 

@@ -1,7 +1,7 @@
 """Saved KV states as files: sealed when they are written, proved before they are read.
 
-The engine trusts its files: one byte too few ends its process, a changed one gives wrong text. So nothing is handed
-to it that has not just been compared with what was saved.
+The engine trusts its files: one byte too few ends its process, a changed one gives wrong text. So nothing is
+handed to it that has not just been compared with what was saved.
 """
 
 from __future__ import annotations
@@ -29,22 +29,26 @@ def path_of(folder: Path, filename: str) -> Path:
     return folder / filename
 
 
-def seal(temporary: Path, final: Path) -> tuple[int, str, str]:
-    """Hash a file that was just written, make it durable, give it its name. Returns size in bytes, SHA-256, BLAKE3."""
+def seal(temporary: Path, final: Path, *, size_bytes: int) -> tuple[str, str]:
+    """Hash a file that was just written, make it durable, give it its name.
+
+    Returns SHA-256 and BLAKE3, in hex. Raises KVDamaged when it has not the size that its writer told.
+    """
     sha256, fast = hashlib.sha256(), blake3()
     with temporary.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             sha256.update(piece)
             fast.update(piece)
-        size_bytes = file.tell()
+        if file.tell() != size_bytes:
+            raise KVDamaged(f"The engine wrote {size_bytes} bytes; {file.tell()} arrived.")
         os.fsync(file.fileno())
     os.replace(temporary, final)
     _fsync_folder(final.parent)
-    return size_bytes, sha256.hexdigest(), fast.hexdigest()
+    return sha256.hexdigest(), fast.hexdigest()
 
 
 def prove(folder: Path, handle: KVHandle) -> None:
-    """Raise KVDamaged unless the bytes are those that were saved. BLAKE3 on all cores: this waits before each hit."""
+    """Raise KVDamaged unless the bytes are those that were saved. A hit waits for this, so: on all cores."""
     path = _same_size(folder, handle)
     try:
         digest = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,7 @@ _PROBE_TOKENS = 64
 _PROBE_TEXT = "One two three four five six seven eight nine ten eleven twelve. " * _PROBE_TOKENS
 _NEXT_TURN: Message = {"role": "user", "content": "1"}
 _OTHER_NEXT_TURN: Message = {"role": "user", "content": "2"}
+_SLOTS_KNOWN_SECONDS = 30.0  # after that an engine may have been started again with fewer
 _DISK_SPARE_BYTES = 8 << 20  # a failed save with less than this left is told as a full disk
 _TOKENS_LOST_AT_CUT = (
     8  # a cut may fall inside a word; more than this means that the template rewrites the past
@@ -51,7 +53,7 @@ _decode_prefill = msgspec.json.Decoder(wire.PrefillEvent).decode
 
 
 class LlamaCppEngine:
-    """One server. Without `kv_dir`, or where the server's saved files do not show up in it, nothing persists."""
+    """One server. Without `kv_dir`, or where what it saves does not show up there, nothing persists."""
 
     kind = "llamacpp"
 
@@ -61,7 +63,8 @@ class LlamaCppEngine:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._kv_dir = Path(kv_dir) if kv_dir else None
-        self._total_slots: int | None = None
+        self._total_slots = 0
+        self._slots_known_until = 0.0
 
     # What it is
 
@@ -95,15 +98,21 @@ class LlamaCppEngine:
         prefix, whole = await self._render_prefix(messages, tools)
         if not prefix or not whole.startswith(prefix):
             raise InvalidRequest(
-                "The model's chat template changes earlier messages when a turn is added, so these cannot be cached."
+                "The model's chat template changes earlier messages when a turn is added: "
+                "a prefix of it cannot be cached."
             )
-        cut, full = await asyncio.gather(self._tokenize(prefix), self._tokenize(whole))
+        cut, full = await asyncio.gather(self.tokenize(prefix), self.tokenize(whole))
         kept = _common_length(cut, full)
         if kept < len(cut) - _TOKENS_LOST_AT_CUT or not kept:
             raise InvalidRequest(
                 "The model's tokenizer does not keep this prefix when a turn is added to it."
             )
         return cut[:kept]
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, template tokens understood."""
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return (await self._post("/tokenize", body, wire.Tokenized)).tokens
 
     # KV states
 
@@ -177,7 +186,7 @@ class LlamaCppEngine:
         )
         if not models.data:
             raise EngineError("The engine names no model.")
-        self._total_slots = props.total_slots
+        self._note_slots(props)
         return props, models.data[0]
 
     async def _render_prefix(
@@ -186,8 +195,8 @@ class LlamaCppEngine:
         """The text of these messages, and that of the same with one more turn."""
         longer = [*messages, _NEXT_TURN]
         if messages and messages[-1].get("role") == "assistant":
-            # The server takes such a message as the beginning of its answer and leaves it open. What two different
-            # next turns have in common is the closed message and the opening of a user's turn.
+            # The server takes such a message as the beginning of its answer and leaves it open. What two
+            # different next turns have in common is the closed message and the opening of a user's turn.
             one, other = await asyncio.gather(
                 self._render(longer, tools), self._render([*messages, _OTHER_NEXT_TURN], tools)
             )
@@ -198,10 +207,6 @@ class LlamaCppEngine:
     async def _render(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
         body = _conversation(messages, tools) | {"add_generation_prompt": False}
         return (await self._post("/apply-template", body, wire.Rendered)).prompt
-
-    async def _tokenize(self, text: str) -> list[int]:
-        body = {"content": text, "add_special": True, "parse_special": True}
-        return (await self._post("/tokenize", body, wire.Tokenized)).tokens
 
     async def _evaluate(self, tokens: Sequence[int], *, slot: int, on_progress: Progress | None) -> None:
         body = {
@@ -232,11 +237,11 @@ class LlamaCppEngine:
             done = await self._act(slot, "save", temporary.name)
             if done.n_saved != n_tokens:
                 raise EngineError(f"The engine saved {done.n_saved} of {n_tokens} tokens.")
-            size_bytes, sha256, fast = await asyncio.to_thread(kv_files.seal, temporary, folder / filename)
-            if size_bytes != done.n_written:
-                raise EngineError(f"The engine wrote {done.n_written} bytes; {size_bytes} arrived.")
             fingerprint = await _fingerprint(*await self._describe())
-        except (EngineError, OSError) as error:
+            sha256, fast = await asyncio.to_thread(
+                kv_files.seal, temporary, folder / filename, size_bytes=done.n_written
+            )
+        except (EngineError, KVError, OSError) as error:
             full = await asyncio.to_thread(_discard, folder, filename)
             if full:
                 raise KVStoreFull("The disk that holds saved KV states is full.") from error
@@ -246,7 +251,7 @@ class LlamaCppEngine:
         return KVHandle(
             filename=filename,
             n_tokens=n_tokens,
-            size_bytes=size_bytes,
+            size_bytes=done.n_written,
             sha256=sha256,
             blake3=fast,
             fingerprint=fingerprint,
@@ -258,7 +263,7 @@ class LlamaCppEngine:
             log.warning("engine %s: no KV folder, nothing will be saved", self._url)
             return False
         filename = f"probe-{uuid.uuid4().hex}.kv"
-        tokens = (await self._tokenize(_PROBE_TEXT))[:_PROBE_TOKENS]
+        tokens = (await self.tokenize(_PROBE_TEXT))[:_PROBE_TOKENS]
         try:
             handle = await self.prefill(tokens, slot=slot, filename=filename)
             await self.erase(slot=slot)
@@ -266,8 +271,8 @@ class LlamaCppEngine:
             await self.restore(handle, slot=slot)
             reused = await self._reused(tokens, slot=slot)
             await self.erase(slot=slot)
-        except EngineOverloaded:
-            raise
+        except (EngineOverloaded, EngineTimeout):
+            raise  # says nothing about what it could do
         except (EngineError, KVError) as error:
             log.warning("engine %s: saving and restoring does not work: %s", self._url, error)
             return False
@@ -289,10 +294,14 @@ class LlamaCppEngine:
 
     async def _check_slot(self, slot: int) -> None:
         # The server wraps a number out of range around and answers for another slot.
-        if self._total_slots is None:
-            await self._describe()
-        if self._total_slots is None or not 0 <= slot < self._total_slots:
+        if time.monotonic() >= self._slots_known_until:
+            self._note_slots(await self._get("/props", wire.Props))
+        if not 0 <= slot < self._total_slots:
             raise EngineRejected(f"The engine has {self._total_slots} slots; there is no slot {slot}.")
+
+    def _note_slots(self, props: wire.Props) -> None:
+        self._total_slots = props.total_slots
+        self._slots_known_until = time.monotonic() + _SLOTS_KNOWN_SECONDS
 
     async def _act(self, slot: int, action: str, filename: str | None = None) -> wire.SlotAction:
         await self._check_slot(slot)
@@ -431,7 +440,7 @@ async def _fingerprint(props: wire.Props, model: wire.ModelEntry) -> str:
 
 
 def _model_identity(props: wire.Props, model: wire.ModelEntry) -> str:
-    """A digest of the model's bytes when it can be had, for two models of one shape look alike from outside."""
+    """A digest of the model's bytes where it can be had: two models of one shape look alike from outside."""
     if any(tag.startswith("model-blake3=") for tag in model.tags):
         return "tagged"
     try:

@@ -1,4 +1,4 @@
-"""What llama.cpp's server says on the wire, typed, and its errors in our words. No connection is opened here."""
+"""What llama.cpp's server says on the wire, typed, and its errors in our words. Opens no connection."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 def chat_body(request: ChatRequest, *, slot: int, reuse_tokens: bool) -> bytes:
-    """The streamed call. `timings_per_token` makes every event carry the counts up to it, so that a call that is
-    given up in the middle is still counted exactly."""
+    """The streamed call. `timings_per_token` makes every event carry the counts up to it, so that a call that
+    is given up in the middle is still counted exactly."""
     body: dict[str, Any] = {
         "messages": request.messages,
         "max_tokens": request.max_tokens,
@@ -175,7 +175,7 @@ _OPTIONAL = (
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The data of each server-sent event. Whether the last one came is for the reader of the events to know."""
+    """The data of each server-sent event. Whether the last one came is for their reader to know."""
     buffer = b""
     async for piece in response.content.iter_any():
         buffer += piece

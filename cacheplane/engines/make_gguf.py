@@ -1,8 +1,8 @@
-"""Write a small Llama-architecture GGUF with random weights, so that a fresh machine has a real engine to run.
+"""Write a small Llama-architecture GGUF with random weights: a fresh machine has a real engine to run.
 
-Its answers are noise and say so by being noise; its prefill, KV state, token counts and timings are real. Nothing
-is downloaded: the weights come from a seed and the tokenizer is learnt from the texts beside this file. The same
-seed and texts give the same bytes on the same numpy.
+Its answers are noise and say so by being noise; its prefill, KV state, token counts and timings are real.
+Nothing is downloaded: the weights come from a seed and the tokenizer is learnt from the texts beside this
+file. The same seed and texts give the same bytes on the same numpy.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _add_shape(writer: gguf.GGUFWriter, preset: str, shape: Preset) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: Vocabulary, shape: Preset) -> np.ndarray:
-    """Returns which rows of the output matrix may speak: answers stay printable ASCII and do not end by chance."""
+    """Returns which rows of the output matrix may speak: printable ASCII, and never the end by chance."""
     learnt = vocabulary.tokens
     named = [*learnt, *CONTROL_TOKENS, *TEXT_TOKENS]
     unused = [f"<|unused_{number}|>" for number in range(shape.vocabulary - len(named))]
@@ -187,7 +187,7 @@ def _is_plain(token: str) -> bool:
 def _tensors(
     shape: Preset, audible: np.ndarray, random: np.random.Generator
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Scales keep activations of order one through all layers, so that attention depends on the whole prompt."""
+    """Scales keep activations of order one through all layers: attention then depends on the whole prompt."""
 
     def draw(rows: int, columns: int, spread: float) -> np.ndarray:
         return random.standard_normal((rows, columns), dtype=np.float32) * np.float32(spread)

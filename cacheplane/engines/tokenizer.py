@@ -7,6 +7,7 @@ lead byte can only begin a character, so by the time it reaches a learnt merge e
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -57,9 +58,10 @@ def character_merges(characters: Iterable[str]) -> list[Pair]:
 
 
 def learn(texts: Iterable[str], *, vocabulary_size: int, frequency_min: int = 2) -> Vocabulary:
-    """Bytes, then all GB2312 characters, then the merges that these texts repay; at most `vocabulary_size` tokens.
+    """Bytes, then all GB2312 characters, then the merges that these texts repay.
 
-    Equal texts give equal answers: ties between pairs go to the one that sorts first.
+    At most `vocabulary_size` tokens. Raises ValueError when bytes and characters alone are more. Equal texts
+    give equal answers: ties between pairs go to the one that sorts first.
     """
     characters = gb2312_characters()
     whole = {char: spell(char) for char in characters}
@@ -95,28 +97,36 @@ def _best_pairs(words: Counter[tuple[str, ...]], *, frequency_min: int) -> Itera
     where: defaultdict[Pair, set[int]] = defaultdict(set)
     for index, word in enumerate(spelled):
         _count(word, weights[index], index, pairs, where)
-    while pairs:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        if pairs[best] < frequency_min:
+    queue = [(-count, pair) for pair, count in pairs.items()]
+    heapq.heapify(queue)
+    while queue:
+        count, best = heapq.heappop(queue)
+        if pairs[best] != -count:
+            continue  # its count has changed since, and stands in the queue again
+        if -count < frequency_min:
             return
         yield best
-        for index in sorted(where[best]):
-            _count(spelled[index], -weights[index], index, pairs, where)
+        changed: set[Pair] = set()
+        for index in list(where[best]):
+            changed.update(_count(spelled[index], -weights[index], index, pairs, where))
             spelled[index] = _join(spelled[index], best)
-            _count(spelled[index], weights[index], index, pairs, where)
+            changed.update(_count(spelled[index], weights[index], index, pairs, where))
+        for pair in changed:
+            heapq.heappush(queue, (-pairs[pair], pair))
 
 
 def _count(
     word: list[str], weight: int, index: int, pairs: Counter[Pair], where: defaultdict[Pair, set[int]]
-) -> None:
-    for pair in zip(word, word[1:], strict=False):
+) -> list[Pair]:
+    """Add a word's pairs with their weight, or take them away with a negative one; returns the pairs."""
+    found = list(zip(word, word[1:], strict=False))
+    for pair in found:
         pairs[pair] += weight
         if weight > 0:
             where[pair].add(index)
         else:
             where[pair].discard(index)
-            if not pairs[pair]:
-                del pairs[pair]
+    return found
 
 
 def _join(word: list[str], pair: Pair) -> list[str]:

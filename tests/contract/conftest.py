@@ -1,7 +1,7 @@
 """Real engines for the contract suite: the bundled one, and one started as an operator would start his own.
 
-`CONTRACT_ENGINE_URL`, with `CONTRACT_ENGINE_API_KEY` and `CONTRACT_ENGINE_KV_DIR`, puts any running llama.cpp server in
-the place of the second. `MODEL` names a GGUF to use instead of the generated one.
+`CONTRACT_ENGINE_URL`, with `CONTRACT_ENGINE_API_KEY` and `CONTRACT_ENGINE_KV_DIR`, puts any running llama.cpp
+server in the place of the second.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pytest
 
 from cacheplane.engines import http
 from cacheplane.engines.llamacpp import LlamaCppEngine
+from cacheplane.engines.make_gguf import write_model
 
 START_SECONDS = 60.0
 WINDOW_TOKENS = 16_384
@@ -143,11 +144,6 @@ def _stop_all(running: list[Server]) -> None:
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    given = os.environ.get("MODEL")
-    if given:
-        return Path(given)
-    from cacheplane.engines.make_gguf import write_model
-
     return write_model(tmp_path_factory.mktemp("model") / "nano.gguf", preset="nano", seed=1234).path
 
 

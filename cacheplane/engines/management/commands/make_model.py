@@ -20,7 +20,9 @@ def _seed(text: str) -> int:
 
 
 class Command(BaseCommand):
-    help = "Generate a small language model (GGUF) with random weights: real speed and real bytes, noise for answers."
+    help = (
+        "Generate a small language model (GGUF) with random weights: real speed and bytes, noise for answers."
+    )
     requires_system_checks: list[str] = []  # runs before there is a database
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
