@@ -251,8 +251,8 @@ class CacheObjectAdmin(ReadOnlyAdmin):
             perform=perform,
             asks_ttl=True,
             consequence=(
-                "An active one is computed anew free of charge and keeps its end. One that has ended is charged "
-                "as when it was created, and ends as said here."
+                "An active one is computed anew free of charge and keeps its end. "
+                "One that has ended is charged as when it was created, and ends as said here."
             ),
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.db import transaction
-from django.db.models import Count, F, Max, Model, Q, QuerySet
+from django.db.models import Count, F, Max, Model, Q, QuerySet, URLField
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -53,6 +53,7 @@ class EngineAdmin(ReadOnlyAdmin):
     list_filter = ["is_draining", "kind", "persist"]
     search_fields = ["name", "url", "model", "build", "fingerprint"]
     ordering = ["name"]
+    formfield_overrides = {URLField: {"assume_scheme": "http"}}
     inlines = [EngineSlotInline]
     actions_detail = ["drain", "undrain"]
 
@@ -193,7 +194,7 @@ class ServedModelAdmin(AuditedAdmin):
 
         def perform(data: dict[str, Any]) -> str:
             withdraw(model, reason=data["reason"], operator=operator_of(request))
-            return f"{model} is no longer served."
+            return f"{object_id} is no longer served."
 
         return act_on_form(
             self,
