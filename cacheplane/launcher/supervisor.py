@@ -45,7 +45,7 @@ class Service:
     command: Sequence[str]
     environment: Mapping[str, str]
     is_ready: Callable[[int], bool] = lambda pid: True
-    ready_timeout_seconds: float = 60.0
+    ready_timeout_seconds: float = 180.0  # generous: many start on small, busy machines
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_seconds: float = 10.0
     death_signal: signal.Signals = signal.SIGKILL
