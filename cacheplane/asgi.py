@@ -12,6 +12,8 @@ import structlog
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cacheplane.settings")
+# A connection per request costs more than most requests. Only here: a pool does not survive the forks of a worker.
+os.environ.setdefault("DATABASE_POOL_CONNECTIONS_MAX", "24")
 django_application = get_asgi_application()
 
 # Django must be set up before anything that owns a model is imported.

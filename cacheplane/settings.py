@@ -108,6 +108,15 @@ DATABASES["default"]["CONN_MAX_AGE"] = 0
 DATABASES["default"].setdefault("OPTIONS", {})
 DATABASES["default"]["OPTIONS"].setdefault("application_name", "cacheplane")
 DATABASES["default"]["OPTIONS"].setdefault("connect_timeout", 5)
+DATABASE_POOL_CONNECTIONS_MAX = env.int("DATABASE_POOL_CONNECTIONS_MAX", default=0)
+"""Connections that one process keeps open at most; 0 opens one per request. The web process asks for its own pool."""
+if DATABASE_POOL_CONNECTIONS_MAX:
+    DATABASES["default"]["OPTIONS"]["pool"] = {
+        "min_size": 2,
+        "max_size": DATABASE_POOL_CONNECTIONS_MAX,
+        "timeout": 5.0,
+    }
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 HOT_PATH_DATABASE_THREADS = env.int("HOT_PATH_DATABASE_THREADS", default=8)
 """Threads, each with a connection of its own, that run the hot path's statements in one web process."""
 

@@ -105,7 +105,7 @@ class Completion:
         prefix = self.wanted.prefix
         if prefix is not None:
             # A prompt that is cached to its last token has one evaluated again, to continue from.
-            self.is_hit = reuse and self.usage.cached_tokens >= prefix.tokens - 1
+            self.is_hit = reuse and self.usage.cached_tokens >= prefix.kv_tokens - 1
             if reuse and not self.is_hit:
                 log.warning("engine_forgot_prefix", cache_id=prefix.cache_id, cached=self.usage.cached_tokens)
 
@@ -122,7 +122,7 @@ class Completion:
     def _count(self, delta: ChatDelta) -> None:
         if delta.usage is None:
             return
-        owned = self.wanted.prefix.tokens if self.wanted.prefix is not None else 0
+        owned = self.wanted.prefix.kv_tokens if self.wanted.prefix is not None else 0
         self.usage = Usage(
             prompt_tokens=delta.usage.prompt_tokens,
             completion_tokens=delta.usage.completion_tokens,

@@ -45,6 +45,11 @@ class Prefix:
     engine_id: int | None
     kv: KVHandle | None
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that a restore brings; 0 while there is nothing to restore."""
+        return self.kv.n_tokens if self.kv is not None else 0
+
 
 # One statement, scoped to the organization in its own WHERE: somebody else's id finds nothing, like an absent one.
 FIND = """
