@@ -4,6 +4,7 @@
 Any Python can read this file, so that one which is too old hears it in a sentence instead of a SyntaxError.
 What it needs to run (an environment with the locked requirements) it makes itself on the first call.
 """
+
 import sys
 
 

@@ -1,6 +1,6 @@
 """Runs as a small script between the supervisor and a service: binds it to its parent's life, then becomes it.
 
-    python -I -S child.py PARENT_PID DEATH_SIGNAL IDENTITY COMMAND [ARGUMENT ...]
+    python -I -S child.py PARENT_PID DEATH_SIGNAL IDENTITY PROGRAM [ARGUMENT ...]
 
 DEATH_SIGNAL is what the kernel sends when the parent dies (0: nothing, a watchdog sees to it). IDENTITY is `same`,
 `namespace` (root as an unprivileged user of a private user namespace) or `nobody`: PostgreSQL refuses to run as root.
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         take_identity(identity)
         die_with(parent=int(parent), death_signal=int(death_signal))
-        os.execvp(command[0], command)
+        os.execv(command[0], command)  # not execvp: another identity may not read what that imports
     except OSError as error:
         sys.stderr.write(f"{command[0]} could not be started: {error}\n")
         sys.exit(FAILED)

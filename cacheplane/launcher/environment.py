@@ -22,6 +22,8 @@ from cacheplane.launcher.errors import EnvironmentNotReady
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = "requirements.txt"
 DEV_LOCK = "requirements-dev.txt"
+MARKER_NAME = ".requirements-sha256"
+PRINT_VERSION = "import sys; print('python%d.%d' % sys.version_info[:2])"
 
 LOCK_FILE_NAME = ".making"  # not `.lock`: uv locks a file of that name itself
 
@@ -69,14 +71,24 @@ def holds(lock: Path) -> bool:
 
 
 def is_ready(environment: Path, locks: list[Path], *, inside: bool = False) -> bool:
-    """Whether the environment's marker names all these locks as they are now, and its interpreter is there."""
+    """Whether the environment is whole and its marker names all these locks as they are now."""
+    return _is_whole(environment, inside=inside) and set(_digests(locks)) <= set(_marker(environment))
+
+
+def _is_whole(environment: Path, *, inside: bool) -> bool:
+    """Whether an installation has ended well here, with a Python that is still the same version."""
+    marker = _marker(environment)
+    # When the system's Python moves on under an environment, its packages are in another folder.
+    has_moved_on = inside and marker[:1] != [_python_version()]
+    return bool(marker) and not has_moved_on and (environment / "bin" / "python").exists()
+
+
+def _marker(environment: Path) -> list[str]:
+    """The Python version and the locks' digests of the last whole installation, or nothing."""
     try:
-        installed = (environment / ".requirements-sha256").read_text().split()
+        return (environment / MARKER_NAME).read_text().split()
     except FileNotFoundError:
-        return False
-    if inside and installed[:1] != [_python_version()]:
-        return False  # the system's Python moved on under the environment: its packages are in another folder
-    return (environment / "bin" / "python").exists() and set(_digests(locks)) <= set(installed)
+        return []
 
 
 def _digests(locks: list[Path]) -> list[str]:
@@ -108,44 +120,41 @@ def _only_one(environment: Path) -> Iterator[TextIO]:
 
 
 def _make(environment: Path, locks: list[Path], lock_file: TextIO, *, inside: bool) -> None:
-    marker = environment / ".requirements-sha256"
+    """Bring the environment to the locks: installs into a whole one, makes a missing or half made one anew."""
+    marker, python = environment / MARKER_NAME, environment / "bin" / "python"
     uv = shutil.which("uv")
     if uv is None and importlib.util.find_spec("ensurepip") is None:
         raise EnvironmentNotReady(
             "Python's venv module is incomplete here: run `apt install python3-venv` (as root), then this again."
         )
-    if not (marker.exists() and (environment / "bin" / "python").exists()) or inside and _moved_on(marker):
-        _empty(environment)
-        _say(f"making the Python environment {environment} with {'uv' if uv else 'venv and pip'}, once")
-        base = os.path.realpath(getattr(sys, "_base_executable", sys.executable) or sys.executable)
-        create = [uv, "venv", "--quiet", "--allow-existing", "--python", base] if uv else [base, "-m", "venv"]
-        _run([*create, str(environment)], lock_file, "the environment could not be created")
-        version = subprocess.run(
-            [environment / "bin" / "python", "-c", "import sys; print('python%d.%d' % sys.version_info[:2])"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    else:
-        version = marker.read_text().split()[0]
+    can_install = uv is not None or any(environment.glob("lib/*/site-packages/pip"))
+    if _is_whole(environment, inside=inside) and can_install:
         _say(f"bringing the Python environment {environment} up to date")
+    else:
+        _say(f"making the Python environment {environment} with {'uv' if uv else 'venv and pip'}, once")
+        _create(environment, uv, lock_file)
+    version = subprocess.run([python, "-c", PRINT_VERSION], check=True, capture_output=True, text=True).stdout
     marker.unlink(missing_ok=True)
-    python = str(environment / "bin" / "python")
-    install = (
-        [uv, "pip", "install", "--quiet", "--python", python]
-        if uv
-        else [python, "-m", "pip", "install", "-q", "--no-compile"]
-    )
-    lock = locks[-1]
-    _say(f"installing {lock.name}; the first time this takes up to a minute")
-    _run([*install, "--require-hashes", "-r", str(lock)], lock_file, f"{lock.name} could not be installed")
+    _install(python, locks[-1], uv, lock_file)
     unfinished = marker.with_name(marker.name + ".new")
-    unfinished.write_text("\n".join([version, *_digests(locks)]) + "\n")
+    unfinished.write_text("\n".join([version.strip(), *_digests(locks)]) + "\n")
     unfinished.replace(marker)
 
 
-def _moved_on(marker: Path) -> bool:
-    return marker.read_text().split()[:1] != [_python_version()]
+def _create(environment: Path, uv: str | None, lock_file: TextIO) -> None:
+    _empty(environment)
+    base = os.path.realpath(getattr(sys, "_base_executable", sys.executable) or sys.executable)
+    program = [uv, "venv", "--quiet", "--allow-existing", "--python", base] if uv else [base, "-m", "venv"]
+    _run([*program, str(environment)], lock_file, "the environment could not be created")
+
+
+def _install(python: Path, lock: Path, uv: str | None, lock_file: TextIO) -> None:
+    _say(f"installing {lock.name}; the first time this takes up to a minute")
+    with_uv = [str(uv), "pip", "install", "--quiet", "--python", str(python)]
+    # Not compiled: most modules are never imported, and it would double the time.
+    with_pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
+    program = with_uv if uv else with_pip
+    _run([*program, "--require-hashes", "-r", str(lock)], lock_file, f"{lock.name} could not be installed")
 
 
 def _empty(environment: Path) -> None:

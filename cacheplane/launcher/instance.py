@@ -27,7 +27,7 @@ class DataDir:
     def open(self) -> None:
         """Make the folder and hold its lock. Raises LauncherError."""
         try:
-            for folder in (self.path, self.logs, self.kv, self.models):
+            for folder in (self.path, self.logs, self.kv, self.models, self.path / "static"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.chmod(0o700)
             self._lock = (self.path / "up.lock").open("a+")

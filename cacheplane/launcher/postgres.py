@@ -41,6 +41,10 @@ COMMON_OPTIONS = (
     "max_wal_size=1GB",
     "shared_buffers=128MB",
 )
+NO_IDENTITY = (
+    "PostgreSQL refuses to run as root, and here root can neither make a user namespace nor run it as `nobody` in a "
+    "folder that `nobody` reaches: run this as an ordinary user, or set DATABASE_URL."
+)
 # Loses data in a power cut, which a test does not mind.
 FORGETFUL_OPTIONS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
@@ -172,10 +176,7 @@ def _identity(postgres: Path) -> str:
         except LauncherError:
             continue
         return identity
-    raise LauncherError(
-        "PostgreSQL cannot run as root, and here root can neither make a user namespace nor run it as `nobody`: "
-        "run this as an ordinary user, or set DATABASE_URL."
-    )
+    raise LauncherError(NO_IDENTITY)
 
 
 def _initialize(cluster: Cluster) -> None:
@@ -184,6 +185,8 @@ def _initialize(cluster: Cluster) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True, mode=0o700)
     _own(unfinished, cluster.identity)
+    if cluster.identity == "nobody" and not _is_reachable(unfinished):
+        raise LauncherError(NO_IDENTITY)
     _run(
         [
             *(str(cluster.binaries / "initdb"), "-D", str(unfinished), "-U", USER, "--auth=trust"),
@@ -192,6 +195,14 @@ def _initialize(cluster: Cluster) -> None:
         identity=cluster.identity,
     )
     unfinished.rename(cluster.data_dir)
+
+
+def _is_reachable(folder: Path) -> bool:
+    try:
+        _run(["test", "-w", str(folder)], identity="nobody")
+    except LauncherError:
+        return False
+    return True
 
 
 def _check_version(cluster: Cluster) -> None:

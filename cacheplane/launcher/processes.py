@@ -1,6 +1,7 @@
 """Starting a child process that cannot outlive its parent, and stopping it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ def spawn(
     Call it from the main thread: the kernel's death signal fires when the *thread* that forked ends.
     `output` takes stdout, and stderr too unless `errors` is given. Raises LauncherError when the program is not there.
     """
+    program = shutil.which(command[0])
+    if program is None:
+        raise LauncherError(f"The program {command[0]} was not found.")
     by_kernel = parent_death() == "kernel"
     prefix = [
         sys.executable,
@@ -45,7 +49,7 @@ def spawn(
     ]
     try:
         process = subprocess.Popen(
-            [*prefix, identity, *command],
+            [*prefix, identity, program, *command[1:]],
             env=dict(environment) if environment is not None else None,
             stdin=subprocess.DEVNULL,
             stdout=output,

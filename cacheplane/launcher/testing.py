@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     engine.need_openmp()
     # A short path, for the sockets in it; not the folder that pytest puts its own into.
     folder = Path(tempfile.mkdtemp(prefix="cacheplane-test-"))
+    (folder / "data" / "static").mkdir(parents=True)
     try:
         server = postgres.start(folder / "postgres", log=folder / "postgres.log", durable=False)
         try:

@@ -25,6 +25,7 @@ DATABASE_NAME = "cacheplane"
 STOP_ORDER = ("web", "beat", "worker", "engine", "postgres")
 WORKER_THREADS = 4
 WEB_DRAIN_SECONDS = 8  # calls in flight get this long to end
+WEB_READY_TIMEOUT_SECONDS = 180.0  # on a machine that is busy with other things
 WEB_STOP_TIMEOUT_SECONDS = 25.0
 WORKER_STOP_TIMEOUT_SECONDS = 10.0  # a longer precompute is taken up again at the next start
 # What the children get from us; everything else of the environment they inherit.
@@ -307,6 +308,7 @@ def _services(environment: Mapping[str, str], *, host: str, port: int) -> list[S
             ),
             environment=environment,
             is_ready=lambda pid: engine.answers(f"{base_url}/readyz"),
+            ready_timeout_seconds=WEB_READY_TIMEOUT_SECONDS,
             stop_timeout_seconds=WEB_STOP_TIMEOUT_SECONDS,
         ),
         Service(
