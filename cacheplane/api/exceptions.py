@@ -67,7 +67,9 @@ def render(error: Exception, *, request_id: str, account_label: str = "") -> Ren
                 headers["Retry-After"] = str(wait)
             return Rendered(status=status, headers=headers, body=envelope(str(error), name))
     if isinstance(error, (errors.ControlPlaneError, BillingError)):
-        log.error("request_failed", code=getattr(error, "code", type(error).__name__), reason=str(error))
+        # An engine's own words may quote the messages that it was sent: they are no text for a log.
+        reason = "" if isinstance(error, errors.EngineError) else str(error)
+        log.error("request_failed", code=getattr(error, "code", type(error).__name__), reason=reason)
         return broken(request_id)
     return None
 
@@ -81,7 +83,8 @@ def broken(request_id: str) -> Rendered:
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's EXCEPTION_HANDLER."""
     request = context["request"]
-    caller = getattr(request, "auth", None)
+    # Not `request.auth`: where that is what failed, reading it would fail again.
+    caller = getattr(request._request, "caller", None)
     request_id = getattr(request, "request_id", "")
     if isinstance(error, drf.MethodNotAllowed):
         taken = ", ".join(context["view"].allowed_methods)

@@ -16,7 +16,7 @@ _METADATA = re.compile(r"^metadata\[(.+)\]$")
 def page_from(query: QueryDict) -> Page:
     """`limit`, `order`, `after`, `before`, repeated `metadata[k]=v`. Raises InvalidRequest naming the parameter."""
     raw = query.get("limit", "") or str(LIMIT_DEFAULT)
-    if not (raw.isascii() and raw.isdigit() and 1 <= int(raw[:4]) <= LIMIT_MAX):
+    if not (raw.isascii() and raw.isdigit() and len(raw) <= 3 and 1 <= int(raw) <= LIMIT_MAX):
         raise InvalidRequest(f"Invalid request: limit: got {raw[:40]!r}, takes 1 to {LIMIT_MAX}")
     order = query.get("order", "") or "desc"
     if order not in ("asc", "desc"):

@@ -21,6 +21,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 MAX_TOKENS_DEFAULT = 1024
 MESSAGES_MAX, TOOLS_MAX, STOPS_MAX, STOP_BYTES_MAX = 1024, 128, 5, 32
 INT64_MAX = 2**63 - 1
+SECONDS_DIGITS_MAX = 18
 
 FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 
@@ -30,7 +31,7 @@ class FunctionCall(msgspec.Struct, omit_defaults=True):
     arguments: str
 
 
-class ToolCall(msgspec.Struct, omit_defaults=True):
+class ToolCall(msgspec.Struct):
     id: Annotated[str, Meta(min_length=1, max_length=256)]
     function: FunctionCall
     type: Literal["function"] = "function"
@@ -357,9 +358,9 @@ def header_reference(
 def _seconds(text: str | None, *, path: str) -> int | None:
     if text is None or text == "":
         return None
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:19]) <= INT64_MAX:
+    if not (text.isascii() and text.isdigit() and len(text) <= SECONDS_DIGITS_MAX and int(text) > 0):
         raise _refuse(path, text[:40], "a whole number of seconds above 0")
-    return int(text[:19])
+    return int(text)
 
 
 def _flag(text: str | None, *, path: str) -> bool:
