@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from argparse import ArgumentParser
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -36,14 +37,15 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        console = Console(stderr=False)
+        console = Console()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, it tidies up
         try:
             with _target(console, **_chosen(options)) as found:
                 _demonstrate(console, found)
         except DemoError as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
-            raise CommandError("Stopped; the cache object it had made is deleted.", returncode=130) from None
+            raise CommandError("Stopped; what it had made is deleted.", returncode=130) from None
 
 
 def _chosen(options: dict[str, Any]) -> dict[str, Any]:
