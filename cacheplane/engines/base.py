@@ -7,7 +7,7 @@ translated once, inside the adapter.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,16 +58,25 @@ class Engine(Protocol):
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
         """Token ids of these messages as a prefix, cut at a template boundary.
 
+        Where the last message is the assistant's, the prefix ends with the opening of a user's turn: it serves
+        the calls that go on with one.
+
         Raises InvalidRequest when the model's template does not keep the prefix stable under one more turn.
         """
 
     async def prefill(
         self, tokens: Sequence[int], *, slot: int, filename: str, on_progress: Progress | None = None
     ) -> KVHandle:
-        """Erase the slot, evaluate `tokens`, save under a temporary name, hash, fsync, rename to `filename`."""
+        """Erase the slot, evaluate `tokens`, save under a temporary name, hash, fsync, rename to `filename`.
+
+        Cancelling it stops the engine and leaves no file. `on_progress` runs on the event loop: it must be quick.
+        """
 
     async def verify(self, handle: KVHandle, *, fingerprint: str) -> None:
-        """Raise KVDamaged unless file, size, checksum and fingerprint are all as they were saved."""
+        """Raise KVDamaged unless file, size, checksum and fingerprint are all as they were saved.
+
+        Asks no engine. Reads every byte, with the fast digest (BLAKE3) on all cores: 1 to 5 ms for 10 MB.
+        """
 
     async def restore(self, handle: KVHandle, *, slot: int) -> None:
         """Load a verified state into a slot. Raises KVDamaged when the engine refuses; the slot is then erased."""
@@ -78,8 +87,9 @@ class Engine(Protocol):
     async def drop(self, filename: str) -> None:
         """Destroy the bytes of a saved state; absent is fine."""
 
-    def chat(self, request: ChatRequest, *, slot: int, reuse_tokens: bool) -> AsyncIterator[ChatDelta]:
+    def chat(self, request: ChatRequest, *, slot: int, reuse_tokens: bool) -> AsyncGenerator[ChatDelta, None]:
         """Run a call in a slot; `reuse_tokens` lets the engine start from what the slot holds.
 
-        Closing the iterator closes the connection, and the engine stops. The last delta carries the final usage.
+        Closing it (`aclosing`) closes the connection, and the engine stops. The last delta carries the final
+        usage; each delta with content carries the usage so far, for a call that is given up.
         """

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,9 +145,8 @@ def _parameters(xllamacpp: Any, options: argparse.Namespace) -> Any:
     params.fit_params = False
     params.warmup = False
     params.n_gpu_layers = 0
-    params.n_batch = (
-        params.n_ubatch
-    )  # a call that is given up ends, and progress is told, after this many tokens
+    # A call that is given up ends, and progress is told, after so many tokens.
+    params.n_batch = params.n_ubatch
     params.n_threads_http = 8 * options.slots + 32  # a kept-alive connection holds a thread of the server
     params.verbosity = 2  # warnings; finer levels write a line per call
     params.model_alias = {options.model.name}
@@ -171,6 +171,7 @@ def _start(xllamacpp: Any, params: Any, options: argparse.Namespace) -> Any:
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
+        time.sleep(0.3)  # the library's own lines come from a thread of its own: let them end first
         _refuse(f"the engine cannot run {options.model}, see the lines above ({str(error).rstrip('.')})")
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -83,7 +83,7 @@ class LlamaCppEngine:
 
     async def is_healthy(self) -> bool:
         try:
-            await self._ask("GET", "/health", timeout=http.HEALTH)
+            await self._ask("GET", "/health", limits=http.HEALTH)
         except EngineError:
             return False
         return True
@@ -163,7 +163,9 @@ class LlamaCppEngine:
 
     # Calls
 
-    async def chat(self, request: ChatRequest, *, slot: int, reuse_tokens: bool) -> AsyncIterator[ChatDelta]:
+    async def chat(
+        self, request: ChatRequest, *, slot: int, reuse_tokens: bool
+    ) -> AsyncGenerator[ChatDelta, None]:
         await self._check_slot(slot)
         body = wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens)
         complete = False
@@ -320,9 +322,9 @@ class LlamaCppEngine:
         method: str,
         path: str,
         body: bytes | None = None,
-        timeout: aiohttp.ClientTimeout = http.CONTROL,
+        limits: aiohttp.ClientTimeout = http.CONTROL,
     ) -> bytes:
-        async with self._open(method, path, body, timeout) as response:
+        async with self._open(method, path, body, limits) as response:
             return await response.read()
 
     @asynccontextmanager
@@ -343,13 +345,13 @@ class LlamaCppEngine:
         method: str,
         path: str,
         body: bytes | None,
-        timeout: aiohttp.ClientTimeout,
+        limits: aiohttp.ClientTimeout,
         headers: dict[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         answered = False
         try:
             async with http.session().request(
-                method, self._url + path, data=body, headers=self._headers | (headers or {}), timeout=timeout
+                method, self._url + path, data=body, headers=self._headers | (headers or {}), timeout=limits
             ) as response:
                 answered = True
                 if response.status != 200:
@@ -389,7 +391,7 @@ def _deltas(chunk: wire.Chunk) -> list[ChatDelta]:
     ]
 
 
-def _decoded(answer: bytes, decode: Any) -> Any:
+def _decoded(answer: bytes, decode: Callable[[bytes], T]) -> T:
     try:
         return decode(answer)
     except msgspec.DecodeError as error:

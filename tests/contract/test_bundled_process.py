@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_it_ends_with_its_parent(model_file: Path, tmp_path: Path) -> None:
     assert _within(5.0, lambda: not _is_running(child_pid))
 
 
-def _within(seconds: float, holds) -> bool:  # noqa: ANN001
+def _within(seconds: float, holds: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
