@@ -26,7 +26,7 @@ def hide_keys(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, An
 
 def configure(config: dict[str, Any]) -> None:
     """Django's LOGGING_CONFIG: structlog renders its own events and those of every standard logger alike."""
-    shared = [
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

@@ -15,13 +15,20 @@ def bearer(header: str | None) -> str:
     return secret.strip() if scheme.lower() == "bearer" else ""
 
 
+def caller_of(request: Request) -> Caller:
+    """Who was authenticated; to be called in views alone, which run after it."""
+    caller = request.auth
+    assert isinstance(caller, Caller)
+    return caller
+
+
 class ApiKeyAuthentication(BaseAuthentication):
     """`request.auth` is the caller. There is no user: keys belong to projects, not to persons."""
 
     def authenticate(self, request: Request) -> tuple[None, Caller]:
         caller = api_keys.authenticate(bearer(request.headers.get("Authorization")))
         # Kept on Django's request too: the headers that name the caller are set outside DRF.
-        request._request.caller = caller
+        request._request.caller = caller  # type: ignore[attr-defined]
         require_active(caller)
         return None, caller
 

@@ -23,7 +23,9 @@ class RawParser(BaseParser):
 
     media_type = "*/*"
 
-    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> bytes:
+    def parse(  # type: ignore[override]  # DRF passes on whatever it gets
+        self, stream: Any, media_type: str | None = None, parser_context: Any = None
+    ) -> bytes:
         return bytes(stream.read(settings.REQUEST_BODY_BYTES_MAX + 1))
 
 

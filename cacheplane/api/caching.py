@@ -13,6 +13,7 @@ from rest_framework.views import APIView
 
 from billing import clock
 from cacheplane.api import bodies, openapi
+from cacheplane.api.authentication import caller_of
 from cacheplane.api.pagination import page_from
 from cacheplane.api.schemas import kimi
 from cacheplane.caching import cache_objects
@@ -72,7 +73,7 @@ class CachingList(APIView):
         messages = kimi.as_messages(wanted.messages)
         tools = kimi.as_tools(wanted.tools, wanted.messages)
         row = cache_objects.create(
-            request.auth,
+            caller_of(request),
             NewCacheObject(
                 model=wanted.model,
                 messages=messages,
@@ -98,7 +99,7 @@ class CachingList(APIView):
         responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
     )
     def get(self, request: Request) -> Response:
-        rows = cache_objects.page(request.auth, page_from(request.query_params))
+        rows = cache_objects.page(caller_of(request), page_from(request.query_params))
         at = clock.now()
         return Response({"object": "list", "data": [as_json(row, at=at) for row in rows]})
 
@@ -110,7 +111,7 @@ class CachingDetail(APIView):
         responses=openapi.answers(openapi.CACHE_OBJECT, 401, 404),
     )
     def get(self, request: Request, cache_id: str) -> Response:
-        row = cache_objects.get(request.auth, cache_id)
+        row = cache_objects.get(caller_of(request), cache_id)
         answer = Response(as_json(row, at=clock.now()))
         # Not in the body, whose fields the contract fixes: how far the precompute is.
         answer["Msh-Context-Cache-Progress"] = f"{row.prefilled_tokens}/{row.tokens}"
@@ -127,7 +128,7 @@ class CachingDetail(APIView):
         kimi.check_metadata(wanted.metadata)
         ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
         row = cache_objects.update(
-            request.auth,
+            caller_of(request),
             cache_id,
             ttl_seconds=ttl,
             expired_at=_instant(expired_at),
@@ -141,5 +142,5 @@ class CachingDetail(APIView):
         responses=openapi.answers(openapi.DELETED, 401, 404),
     )
     def delete(self, request: Request, cache_id: str) -> Response:
-        cache_objects.delete(request.auth, cache_id)
+        cache_objects.delete(caller_of(request), cache_id)
         return Response({"deleted": True, "id": cache_id, "object": "context_cache_object.deleted"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -25,10 +25,11 @@ from cacheplane.api import exceptions
 from cacheplane.api.authentication import bearer
 from cacheplane.api.headers import of_caller
 from cacheplane.api.schemas import kimi
-from cacheplane.chat import ChatDelta
+from cacheplane.chat import ChatDelta, Usage
 from cacheplane.errors import EngineTimeout, PayloadTooLarge
-from cacheplane.gateway import completion
-from cacheplane.gateway.completion import Call, Completion, DryRun
+from cacheplane.gateway import calls
+from cacheplane.gateway.calls import Call, DryRun
+from cacheplane.gateway.completion import Completion
 from cacheplane.gateway.matching import Prefix, Reference
 from cacheplane.logs import new_request_id
 
@@ -108,9 +109,9 @@ class Exchange:
             request_id=self.request_id,
         )
         if call.reference is not None and call.reference.is_dry_run:
-            await self._answer_dry_run(call, await completion.dry_run(self.caller, call))
+            await self._answer_dry_run(call, await calls.dry_run(self.caller, call))
             return
-        running = await completion.open_call(self.caller, call, gateway_id=GATEWAY_ID)
+        running = await calls.open_call(self.caller, call, gateway_id=GATEWAY_ID)
         try:
             async with asyncio.timeout(settings.CALL_TIMEOUT_SECONDS):
                 await running.start()
@@ -168,9 +169,7 @@ class Exchange:
             "created": int(time.time()),
             "model": call.request.model,
             "choices": [],
-            "usage": kimi.usage_out(
-                kimi.Usage(prompt_tokens=prompt, completion_tokens=0, cached_tokens=cached)
-            ),
+            "usage": kimi.usage_out(Usage(prompt_tokens=prompt, completion_tokens=0, cached_tokens=cached)),
             "estimate": {
                 "hit_tokens": cached,
                 "price": found.price,
@@ -260,7 +259,7 @@ class Exchange:
             }
 
 
-async def _chunks(running: Completion, *, includes_usage: bool) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(running: Completion, *, includes_usage: bool) -> AsyncGenerator[dict[str, Any]]:
     """The stream's events: the finishing one waits for the final usage, which it carries."""
     about: dict[str, Any] = {
         "call_id": f"cmpl-{running.wanted.call_id.hex}",

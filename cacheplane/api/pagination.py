@@ -26,7 +26,7 @@ def page_from(query: QueryDict) -> Page:
         if "\0" in name + "".join(query.getlist(name)):
             raise InvalidRequest(f"Invalid request: {name!r}: got a NUL character, takes text without it")
         if found := _METADATA.match(name):
-            metadata[found[1]] = query[name]
+            metadata[found[1]] = str(query[name])
     return Page(
         limit=int(raw),
         newest_first=order == "desc",

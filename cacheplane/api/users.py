@@ -11,6 +11,7 @@ from rest_framework.views import APIView
 
 from billing import accounts, clock
 from cacheplane.api import openapi
+from cacheplane.api.authentication import caller_of
 
 FIVE_PLACES = Decimal("0.00001")
 
@@ -27,7 +28,7 @@ class Balance(APIView):
         responses=openapi.answers({"type": "object"}, 401),
     )
     def get(self, request: Request) -> Response:
-        balance = accounts.balance(request.auth.organization_id, clock.now())
+        balance = accounts.balance(caller_of(request).organization_id, clock.now())
         data = {
             "available_balance": _shown(balance.available),
             "voucher_balance": _shown(balance.voucher),

@@ -1,0 +1,195 @@
+"""Opening a call: what is meant, what it may use, and taking limits and money for it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+import msgspec
+
+from cacheplane import database
+from cacheplane.access.callers import Caller
+from cacheplane.caching.cache_objects import check_ttl
+from cacheplane.caching.models import ACTIVE
+from cacheplane.chat import ChatRequest
+from cacheplane.engines import registry
+from cacheplane.engines.base import Engine as EngineAdapter
+from cacheplane.engines.registry import Serving
+from cacheplane.errors import ContextWindowExceeded, ControlPlaneError, InvalidRequest, NotFound
+from cacheplane.gateway import admission, matching
+from cacheplane.gateway.admission import Outcome, Wanted
+from cacheplane.gateway.completion import Completion, keep
+from cacheplane.gateway.matching import Prefix, Reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a caller asked for, already checked for form. `request.messages` hold no cache message any more."""
+
+    request: ChatRequest
+    reference: Reference | None
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a call would count and cost, with the cache and without it. Amounts are exact."""
+
+    prefix: Prefix
+    prompt_tokens: int
+    price: Decimal
+    price_uncached: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Meant:
+    """A call with its cache object looked up: `prefix` only when it is active, `named` in any state."""
+
+    request: ChatRequest
+    serving: Serving
+    named: Prefix | None
+    prefix: Prefix | None
+
+
+async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Completion:
+    """Look up what is meant, count it, and take limits and money. What it returns must be finished.
+
+    Raises NotFound, InvalidRequest, LimitExceeded, EngineError, and billing's InsufficientFunds.
+    """
+    meant = await database.run(_meant, caller, call)
+    adapter = registry.adapter_of(meant.serving.engine)
+    prompt_tokens = await _prompt_tokens(adapter, meant)
+    _check_window(meant, prompt_tokens=prompt_tokens)
+    wanted = Wanted(
+        call_id=uuid.uuid4(),
+        model=meant.serving.model,
+        family=meant.serving.family,
+        prompt_tokens=prompt_tokens,
+        max_tokens=meant.request.max_tokens,
+        prefix=meant.prefix,
+        request_id=call.request_id,
+    )
+    reset_ttl = None
+    if (
+        meant.named is not None
+        and call.reference is not None
+        and call.reference.reset_ttl_seconds is not None
+    ):
+        reset_ttl = (meant.named.cache_id, call.reference.reset_ttl_seconds)
+    started_at = await _admitted(caller, wanted, gateway_id=gateway_id)
+    return Completion(
+        caller=caller,
+        request=meant.request,
+        wanted=wanted,
+        engine=meant.serving.engine,
+        adapter=adapter,
+        started_at=started_at,
+        reset_ttl=reset_ttl,
+    )
+
+
+async def dry_run(caller: Caller, call: Call) -> DryRun:
+    """Count and price a call without running it. Raises InvalidRequest when the object is not active."""
+    meant = await database.run(_meant, caller, call)
+    if meant.named is None:
+        raise InvalidRequest(
+            "Invalid request: dry_run: the call matches no cache object, and takes an active one"
+        )
+    if meant.prefix is None:
+        raise InvalidRequest(
+            f"Invalid request: dry_run: the cache object is {meant.named.status}, and takes an active one"
+        )
+    prompt_tokens = await _prompt_tokens(registry.adapter_of(meant.serving.engine), meant)
+    _check_window(meant, prompt_tokens=prompt_tokens)
+    price, price_uncached, currency = await database.run(
+        admission.prices, caller, meant.serving, prefix=meant.prefix, prompt_tokens=prompt_tokens
+    )
+    return DryRun(
+        prefix=meant.prefix,
+        prompt_tokens=prompt_tokens,
+        price=price,
+        price_uncached=price_uncached,
+        currency=currency,
+    )
+
+
+def _meant(caller: Caller, call: Call) -> _Meant:
+    """Runs in a database thread: the model, its engine, and the cache object with its messages put in place."""
+    serving = registry.serving(call.request.model)
+    reference = call.reference
+    if reference is None:
+        return _Meant(request=call.request, serving=serving, named=None, prefix=None)
+    if reference.reset_ttl_seconds is not None:
+        check_ttl(caller, field="reset_ttl", seconds=reference.reset_ttl_seconds)
+    if not reference.is_message:
+        return _matched_by_header(caller, call, serving, reference)
+    named = matching.find(caller, reference.cache_id)
+    if named.model_family != serving.family:
+        raise InvalidRequest(
+            f"Invalid request: model: got {serving.model}, takes a model of the cache object's family "
+            f"{named.model_family}"
+        )
+    request = msgspec.structs.replace(
+        call.request, messages=[*named.messages, *call.request.messages], tools=named.tools
+    )
+    return _Meant(
+        request=request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
+    )
+
+
+def _matched_by_header(caller: Caller, call: Call, serving: Serving, reference: Reference) -> _Meant:
+    """Header mode never fails for the cache's sake: what does not match is an ordinary call."""
+    unmatched = _Meant(request=call.request, serving=serving, named=None, prefix=None)
+    try:
+        named = matching.find(caller, reference.cache_id)
+    except NotFound:
+        return unmatched
+    if named.model_family != serving.family or not matching.is_prefix_of(
+        named, call.request.messages, call.request.tools
+    ):
+        return unmatched
+    return _Meant(
+        request=call.request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
+    )
+
+
+async def _prompt_tokens(adapter: EngineAdapter, meant: _Meant) -> int:
+    """The prompt's tokens. A cached prefix is not counted again: its count is known, only the rest is asked for."""
+    if meant.prefix is None:
+        return await adapter.count_tokens(meant.request.messages, meant.request.tools)
+    rest = meant.request.messages[meant.prefix.message_count :]
+    if not rest:
+        return await adapter.count_tokens(meant.request.messages, meant.request.tools)
+    return meant.prefix.tokens + await adapter.count_tokens(rest, None)
+
+
+def _check_window(meant: _Meant, *, prompt_tokens: int) -> None:
+    window = min(meant.serving.window_tokens, meant.serving.engine.window_tokens)
+    if prompt_tokens + meant.request.max_tokens > window:
+        raise ContextWindowExceeded(
+            f"Your request exceeded model token limit : {window} ({prompt_tokens} prompt tokens and "
+            f"max_tokens {meant.request.max_tokens})"
+        )
+
+
+async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
+    taking = asyncio.create_task(database.run(admission.admit, caller, wanted, gateway_id=gateway_id))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        # The caller left while the transaction ran: it may have committed, so what it took is given back.
+        keep(asyncio.create_task(_undo(taking, caller, wanted)))
+        raise
+
+
+async def _undo(taking: asyncio.Task[datetime], caller: Caller, wanted: Wanted) -> None:
+    try:
+        started_at = await taking
+    except ControlPlaneError:
+        return  # refused, so nothing was taken
+    outcome = Outcome(usage=None, is_hit=False, started_at=started_at)
+    await database.run(admission.settle, caller, wanted, outcome, reset_ttl=None)
