@@ -1,0 +1,54 @@
+"""The broker that needs no broker: messages in a folder, written by some and taken by others at the same time."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from kombu import Connection
+
+from cacheplane.celery import app, transport_class
+
+MESSAGES = 150
+
+
+def test_no_message_is_taken_before_it_is_whole_and_each_is_taken_once(tmp_path):
+    folders = {"data_folder_in": str(tmp_path), "data_folder_out": str(tmp_path)}
+
+    @contextmanager
+    def opened() -> Iterator[Any]:
+        options = folders | {"control_folder": str(tmp_path / "control"), "polling_interval": 0.001}
+        transport = transport_class("filesystem://")
+        with Connection("filesystem://", transport=transport, transport_options=options) as connection:
+            with connection.SimpleQueue("jobs") as jobs:
+                yield jobs
+
+    def put(writer: int) -> None:
+        with opened() as jobs:
+            for number in range(MESSAGES):
+                jobs.put([writer, number])
+
+    def take(_reader: int) -> list[tuple[int, int]]:
+        taken = []
+        with opened() as jobs:
+            while True:
+                try:
+                    message = jobs.get(timeout=1)
+                except queue.Empty:
+                    return taken
+                taken.append(tuple(message.payload))
+                message.ack()
+
+    with ThreadPoolExecutor(5) as pool:
+        readers = [pool.submit(take, reader) for reader in range(3)]
+        list(pool.map(put, range(2)))
+        found = [message for reader in readers for message in reader.result()]
+    assert sorted(found) == [(writer, number) for writer in range(2) for number in range(MESSAGES)]
+
+
+def test_it_is_what_the_application_uses_without_a_broker():
+    assert app.conf.broker_transport == transport_class("filesystem://")
+    assert transport_class("redis://localhost") is transport_class("amqp://localhost") is None
