@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import structlog
+from django.db import transaction
+from django.db.models import F, Q
 
-from billing import audit, clock, storage
+from billing import accounts, audit, clock, storage
+from billing.models import BillingAccount
 from cacheplane import dispatch
 from cacheplane.celery import app
 from workers.ticks import alone
@@ -16,7 +19,20 @@ log = structlog.get_logger(__name__)
 def settle_storage() -> None:
     with alone("settle_storage") as is_alone:
         if is_alone:
-            storage.settle_all()
+            for organization_id in _with_something_to_settle():
+                with transaction.atomic():
+                    account = accounts.lock(organization_id)
+                    storage.settle(account, at=clock.now())
+
+
+def _with_something_to_settle() -> list[str]:
+    """Organizations that store something, or that have money in a voucher that is over."""
+    lapsed = Q(
+        organization__ledger_accounts__expires_at__lte=clock.now(),
+        organization__ledger_accounts__posted__gt=F("organization__ledger_accounts__held"),
+    )
+    found = BillingAccount.objects.filter(Q(committed_until__isnull=False) | lapsed)
+    return list(found.order_by("organization_id").values_list("organization_id", flat=True).distinct())
 
 
 @app.task(name=dispatch.AUDIT_LEDGER)
