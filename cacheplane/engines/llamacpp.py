@@ -168,15 +168,18 @@ class LlamaCppEngine:
     ) -> AsyncGenerator[ChatDelta, None]:
         await self._check_slot(slot)
         body = wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens)
-        complete = False
+        complete, reader = False, wire.EventReader()
         async with self._stream("/v1/chat/completions", body) as response:
-            async for event in wire.events(response):
-                chunk = _decoded(event, _decode_chunk)
-                if chunk.error is not None:
-                    raise wire.translated(chunk.error, status=chunk.error.code)
-                complete = chunk.usage is not None  # the last event, and only it, has the whole call's usage
-                for delta in _deltas(chunk):
-                    yield delta
+            async for piece in response.content.iter_any():
+                for event in reader.feed(piece):
+                    chunk = _decoded(event, _decode_chunk)
+                    if chunk.error is not None:
+                        raise wire.translated(chunk.error, status=chunk.error.code)
+                    complete = (
+                        chunk.usage is not None
+                    )  # the last event, and only it, has the whole call's usage
+                    for delta in _deltas(chunk):
+                        yield delta
         if not complete:
             raise EngineError("The engine broke off in the middle of its answer.")
 
@@ -219,16 +222,17 @@ class LlamaCppEngine:
             "stream": True,
             "return_progress": True,
         }
-        evaluated = 0
+        evaluated, reader = 0, wire.EventReader()
         async with self._stream("/completion", msgspec.json.encode(body)) as response:
-            async for event in wire.events(response):
-                told = _decoded(event, _decode_prefill)
-                if told.error is not None:
-                    raise wire.translated(told.error, status=told.error.code)
-                if told.prompt_progress is not None and on_progress is not None:
-                    on_progress(told.prompt_progress.processed, len(tokens))
-                if told.stop:
-                    evaluated = told.tokens_evaluated
+            async for piece in response.content.iter_any():
+                for event in reader.feed(piece):
+                    told = _decoded(event, _decode_prefill)
+                    if told.error is not None:
+                        raise wire.translated(told.error, status=told.error.code)
+                    if told.prompt_progress is not None and on_progress is not None:
+                        on_progress(told.prompt_progress.processed, len(tokens))
+                    if told.stop:
+                        evaluated = told.tokens_evaluated
         if evaluated != len(tokens):
             raise EngineError(f"The engine evaluated {evaluated} of {len(tokens)} tokens.")
 

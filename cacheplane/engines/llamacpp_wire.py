@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from cacheplane.chat import ChatRequest, Usage
@@ -174,21 +172,23 @@ _OPTIONAL = (
 )
 
 
-async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The data of each server-sent event. Whether the last one came is for their reader to know."""
-    buffer = b""
-    async for piece in response.content.iter_any():
-        buffer += piece
-        *lines, buffer = buffer.split(b"\n")
-        if len(buffer) > _EVENT_BYTES_MAX:
+class EventReader:
+    """Cuts a streamed answer into the data of its server-sent events. Whether the last came, its reader knows."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > _EVENT_BYTES_MAX:
             raise EngineError("The engine sent an event without an end.")
+        found = []
         for line in lines:
-            if line.startswith(b"data: "):
-                if line[6:12] == b"[DONE]":
-                    return
-                yield line[6:]
+            if line.startswith(b"data: ") and line[6:12] != b"[DONE]":
+                found.append(line[6:])
             elif line.startswith(b"error: "):  # how older servers tell it
-                yield b'{"error":' + line[7:] + b"}"
+                found.append(b'{"error":' + line[7:] + b"}")
+        return found
 
 
 def failure(status: int, body: bytes) -> Exception:

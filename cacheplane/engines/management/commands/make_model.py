@@ -40,7 +40,6 @@ class Command(BaseCommand):
         try:
             made = write_model(out, preset=preset, seed=seed, say=say)
         except OSError as error:
-            raise CommandError(
-                f"The model could not be written to {out}: {error.strerror or error}."
-            ) from error
+            reason = error.strerror or "the disk is full"
+            raise CommandError(f"The model could not be written to {out}: {reason}.") from error
         say(f"{made.path}: {made.size_bytes / 1e6:.1f} MB, sha256 {made.sha256}")
