@@ -30,7 +30,32 @@ from cacheplane.errors import Conflict
 STATUS_COLOURS = {PENDING: "info", ACTIVE: "success", EXPIRED: "warning", ERROR: "danger"}
 TEXT_CHARS_SHOWN_MAX = 20_000
 EVENTS_SHOWN_MAX = 50
+UNBROKEN = '<span class="whitespace-nowrap">{}</span>'
 LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
+
+
+def _id_column(field: str, description: str) -> Callable[[Any], SafeString]:
+    @display(description=description, ordering=field)
+    def shown(obj: Any) -> SafeString:
+        return format_html(UNBROKEN, getattr(obj, field))
+
+    return shown
+
+
+def _time_column(field: str, description: str) -> Callable[[Any], SafeString | str]:
+    """To the second, in UTC: lifetimes are seconds."""
+
+    @display(description=description, ordering=field)
+    def shown(obj: Any) -> SafeString | str:
+        instant: datetime | None = getattr(obj, field)
+        return "-" if instant is None else format_html(UNBROKEN, f"{instant:%Y-%m-%d %H:%M:%S}")
+
+    return shown
+
+
+@display(description="organization", ordering="organization__name")
+def _organization_column(obj: Any) -> SafeString:
+    return format_html('<span title="{}">{}</span>', obj.organization_id, obj.organization.name)
 
 
 class StatusNow(admin.SimpleListFilter):
@@ -89,14 +114,13 @@ def _as_text(value: Any) -> SafeString:
 @admin.register(CacheObject)
 class CacheObjectAdmin(ReadOnlyAdmin):
     list_display = [
-        "id",
-        "organization",
-        "model",
+        _id_column("id", "id"),
         "status_now",
+        _organization_column,
+        "model",
         "tokens_shown",
-        "created_at",
-        "activated_at",
-        "expired_at",
+        _time_column("activated_at", "activated"),
+        _time_column("expired_at", "ends"),
         "attempts",
     ]
     list_filter = [StatusNow, "model", ("organization", admin.RelatedOnlyFieldListFilter)]
@@ -113,7 +137,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
                     "error_shown",
                     "organization",
                     "project",
-                    "api_key_id",
+                    "api_key",
                     "model",
                     "name",
                     "description",
@@ -133,7 +157,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
                     "lease_owner",
                     "lease_until",
                     "fence",
-                    "kv_state",
+                    "kv_shown",
                 ]
             },
         ),
@@ -148,13 +172,15 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         "events_shown",
         "progress",
         "charges",
+        "api_key",
+        "kv_shown",
     ]
     actions_detail = ["expire", "extend", "recompute"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[CacheObject]:
         # The database's clock, read once per statement, decides the status of every row that is shown.
         shown = super().get_queryset(request).annotate(read_at=Now())
-        related = shown.select_related("organization__billing_account", "segment", "project", "kv_state")
+        related = shown.select_related("organization__billing_account", "segment", "project")
         return related.defer("messages", "tools")
 
     # --- What is shown ---
@@ -180,6 +206,18 @@ class CacheObjectAdmin(ReadOnlyAdmin):
     def tools_shown(self, obj: CacheObject) -> SafeString | str:
         return "-" if obj.tools is None else _as_text(obj.tools)
 
+    @display(description="API key")
+    def api_key(self, obj: CacheObject) -> SafeString:
+        url = reverse("admin:access_apikey_change", args=[obj.api_key_id])
+        return format_html(LINK, url, obj.api_key_id)
+
+    @display(description="KV state")
+    def kv_shown(self, obj: CacheObject) -> SafeString | str:
+        if obj.kv_state_id is None:
+            return "-"
+        url = reverse("admin:kv_kvstate_change", args=[obj.kv_state_id])
+        return format_html(LINK, url, obj.kv_state_id)
+
     @display(description="prefilled")
     def progress(self, obj: CacheObject) -> str:
         return f"{obj.prefilled_tokens:,} of {obj.tokens:,} tokens"
@@ -191,7 +229,9 @@ class CacheObjectAdmin(ReadOnlyAdmin):
             (f"{event.at:%Y-%m-%d %H:%M:%S}", event.kind, event.actor, _short(event.detail))
             for event in events
         ]
-        body = format_html_join("", "<tr>" + '<td class="pr-4 align-top">{}</td>' * 4 + "</tr>", rows)
+        body = format_html_join(
+            "", "<tr>" + '<td class="pr-4 align-top whitespace-nowrap">{}</td>' * 4 + "</tr>", rows
+        )
         return format_html("<table>{}</table>", body) if rows else "-"
 
     @display(description="charges")
@@ -322,7 +362,14 @@ def _short(detail: dict[str, Any]) -> str:
 class CacheObjectEventAdmin(ReadOnlyAdmin):
     """What happened to objects, also to those that are gone."""
 
-    list_display = ["at", "cache_id", "organization", "kind", "actor", "detail_shown"]
+    list_display = [
+        _time_column("at", "at"),
+        _id_column("cache_id", "cache object"),
+        _organization_column,
+        "kind",
+        "actor",
+        "detail_shown",
+    ]
     list_filter = ["kind", ("at", admin.DateFieldListFilter)]
     search_fields = ["cache_id", "actor", "organization__id", "organization__name"]
     list_select_related = ["organization"]

@@ -21,7 +21,7 @@ class KVStateAdmin(ReadOnlyAdmin):
 
     list_display = [
         "id",
-        "organization",
+        "organization_name",
         "object_of",
         "engine",
         "tokens",
@@ -61,6 +61,10 @@ class KVStateAdmin(ReadOnlyAdmin):
         related = super().get_queryset(request).select_related("organization", "engine", "cache_object")
         return related.defer("cache_object__messages", "cache_object__tools", "cache_object__metadata")
 
+    @display(description="organization", ordering="organization__name")
+    def organization_name(self, obj: KVState) -> str:
+        return format_html('<span title="{}">{}</span>', obj.organization_id, obj.organization.name)
+
     @display(description="cache object", ordering="cache_object__id")
     def object_of(self, obj: KVState) -> str:
         try:
@@ -68,7 +72,7 @@ class KVStateAdmin(ReadOnlyAdmin):
         except ObjectDoesNotExist:
             return "-"
         return format_html(
-            '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>',
+            '<a class="text-primary-600 dark:text-primary-500 whitespace-nowrap" href="{}">{}</a>',
             reverse("admin:caching_cacheobject_change", args=[cache_id]),
             cache_id,
         )
