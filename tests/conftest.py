@@ -269,31 +269,38 @@ class Client:
         return dict(json.loads(answer.body, parse_float=Decimal, parse_int=Decimal)["data"])
 
 
+def organization_of(
+    instance: Instance, *, tier: str = "tier5", money: str = "1000", purse: str = "cash"
+) -> Client:
+    """A client of a new organization; the instance's database must be the default connection."""
+    from django.db import transaction
+
+    from billing import charging, clock
+    from cacheplane.access import organizations
+
+    with transaction.atomic():
+        new = organizations.create(name="Test", tier_slug=tier, operator="test")
+        if Decimal(money):
+            charging.recharge(
+                organization_id=new.organization.id,
+                amount=Decimal(money),
+                purse=purse,
+                reason="test",
+                operator="test",
+                idempotency_key=f"test:{new.organization.id}",
+                at=clock.now(),
+            )
+    client = instance.client(new.issued_key.secret)
+    client.organization = new.organization.id
+    return client
+
+
 @pytest.fixture
 def new_caller(instance: Instance, instance_database: None) -> Callable[..., Client]:
-    """A client of a new organization: tier5 with ¥1,000 unless it is said otherwise."""
+    """A client of a new organization: tier5 with ¥1,000 in cash unless it is said otherwise."""
 
     def make(*, tier: str = "tier5", money: str = "1000", purse: str = "cash") -> Client:
-        from django.db import transaction
-
-        from billing import charging, clock
-        from cacheplane.access import organizations
-
-        with transaction.atomic():
-            new = organizations.create(name="Test", tier_slug=tier, operator="test")
-            if Decimal(money):
-                charging.recharge(
-                    organization_id=new.organization.id,
-                    amount=Decimal(money),
-                    purse=purse,
-                    reason="test",
-                    operator="test",
-                    idempotency_key=f"test:{new.organization.id}",
-                    at=clock.now(),
-                )
-        client = instance.client(new.issued_key.secret)
-        client.organization = new.organization.id
-        return client
+        return organization_of(instance, tier=tier, money=money, purse=purse)
 
     return make
 

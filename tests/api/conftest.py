@@ -6,22 +6,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from tests.api import books
-from tests.conftest import Client, wait_for
-
-
-@pytest.fixture(autouse=True)
-def _books_are_audited(ledger: None) -> None:
-    """All of these tests move money, or must not."""
+from tests.conftest import Client, Instance, organization_of, using_database_of, wait_for
 
 
 @pytest.fixture
-def new_caller(new_caller: Callable[..., Client]) -> Iterator[Callable[..., Client]]:
-    """As ever; and when the test is over, no call of these callers holds money, a place or a slot."""
+def new_caller(new_caller: Callable[..., Client], ledger: None) -> Iterator[Callable[..., Client]]:
+    """As ever. When the test is over their objects are deleted, so that no later test waits for their precompute,
+    and no call of theirs holds money, a place or a slot."""
     made: list[Client] = []
 
     def make(**about: Any) -> Client:
@@ -30,7 +27,22 @@ def new_caller(new_caller: Callable[..., Client]) -> Iterator[Callable[..., Clie
 
     yield make
     for caller in made:
+        for left in caller.request("GET", "/v1/caching?limit=100").json.get("data", []):
+            caller.request("DELETE", f"/v1/caching/{left['id']}")
         wait_for(lambda: books.is_idle(caller), seconds=30, what="calls have given back all they took")  # noqa: B023
+
+
+@pytest.fixture(scope="session")
+def bystander(instance: Instance, django_db_blocker: Any) -> Iterator[Client]:
+    """A caller for tests that move no money: when all are over, it has all that it had, and no object."""
+    with using_database_of(instance, django_db_blocker):
+        made = organization_of(instance)
+    yield made
+    with using_database_of(instance, django_db_blocker):
+        assert books.purse(made) == (Decimal(1000), 0)
+        assert books.spent(made) == {}
+        assert books.is_idle(made)
+    assert made.request("GET", "/v1/caching").json["data"] == []
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.api import books
+from tests.conftest import REPOSITORY
 
 WEATHER = {
     "type": "function",
@@ -157,8 +158,8 @@ def test_the_largest_of_everything_is_taken(caller):
 
 
 def test_a_chinese_novel_in_one_message_is_taken_and_can_be_deleted_while_it_is_computed(caller):
-    novel = "第一章 山村的早晨。炊烟从屋顶升起,孩子们在河边奔跑。" * 5_300
-    assert len(novel.encode()) > 400_000
+    handbook = (REPOSITORY / "cacheplane/engines/corpus/handbook.zh.txt").read_text()
+    novel = (handbook * (428_000 // len(handbook.encode()) + 1)).encode()[:428_000].decode(errors="ignore")
     made = caller.create(novel, name="novel")
     assert made.status == 200, made.body[:300]
     assert made.json["messages"][0]["content"] == novel
