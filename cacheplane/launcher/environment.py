@@ -29,8 +29,10 @@ LOCK_FILE_NAME = ".making"  # not `.lock`: uv locks a file of that name itself
 
 # `current` uses the running interpreter as it is: container images install the lock themselves.
 CHOICE_VARIABLE = "CACHEPLANE_PYTHON_ENV"
-# Holds the pid that replaced itself; exec keeps the pid, so a second replacement would be a loop.
+# Holds the pid that replaced itself and how often: exec keeps the pid, so a loop can be seen. Once into the
+# environment, and once more when it had to be made anew from inside.
 REPLACED_VARIABLE = "CACHEPLANE_REPLACED_PID"
+REPLACEMENTS_MAX = 2
 
 
 def enter(argv: list[str], *, with_dev: bool, root: Path = ROOT) -> None:
@@ -182,13 +184,15 @@ def _run(command: list[str], lock_file: TextIO, complaint: str) -> None:
 
 def _replace_process(environment: Path, argv: list[str]) -> NoReturn:
     python = str(environment / "bin" / "python")
-    if os.environ.get(REPLACED_VARIABLE) == str(os.getpid()):
+    pid, _, times = os.environ.get(REPLACED_VARIABLE, "").partition(" ")
+    replacements = int(times) if pid == str(os.getpid()) else 0
+    if replacements == REPLACEMENTS_MAX:
         raise EnvironmentNotReady(
             f"{python} does not use {environment}: remove that folder and run this again."
         )
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(python, [python, *argv], {**os.environ, REPLACED_VARIABLE: str(os.getpid())})
+    os.execve(python, [python, *argv], {**os.environ, REPLACED_VARIABLE: f"{os.getpid()} {replacements + 1}"})
 
 
 def _say(line: str) -> None:

@@ -41,6 +41,7 @@ COMMON_OPTIONS = (
     "max_wal_size=1GB",
     "shared_buffers=128MB",
 )
+IDENTITIES_OF_ROOT = ("namespace", "nobody") if sys.platform == "linux" else ("nobody",)
 NO_IDENTITY = (
     "PostgreSQL refuses to run as root, and here root can neither make a user namespace nor run it as `nobody` in a "
     "folder that `nobody` reaches: run this as an ordinary user, or set DATABASE_URL."
@@ -170,7 +171,7 @@ def _identity(postgres: Path) -> str:
     """Under which identity the server can run: PostgreSQL refuses root."""
     if os.geteuid() != 0:
         return "same"
-    for identity in ("namespace", "nobody") if sys.platform == "linux" else ("nobody",):
+    for identity in IDENTITIES_OF_ROOT:
         try:
             _run([str(postgres), "--version"], identity=identity)
         except LauncherError:
@@ -252,20 +253,29 @@ def _clear_pid_file(data_dir: Path) -> None:
     the number in it is another program's by now, ours goes in its place, which PostgreSQL knows to be no server.
     """
     file = data_dir / "postmaster.pid"
-    try:
-        lines = file.read_text().splitlines(keepends=True)
-        pid = int(lines[0])
-    except (FileNotFoundError, IndexError, ValueError):
-        return
-    if not processes.is_alive(pid):
-        return
-    if "postgres" in processes.command_line(pid) and str(data_dir) in processes.command_line(pid):
-        if not processes.wait_for_end(pid, OTHER_SERVER_TIMEOUT_SECONDS):
+    deadline = time.monotonic() + OTHER_SERVER_TIMEOUT_SECONDS
+    while (pid := _pid_in(file)) is not None and _is_server(pid, data_dir):
+        if time.monotonic() > deadline:
             raise LauncherError(
                 f"Another PostgreSQL (pid {pid}) runs on {data_dir}: stop it, or take another folder."
             )
-        return
-    file.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))
+        time.sleep(0.05)
+    if pid is not None and processes.is_alive(pid):
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))
+
+
+def _pid_in(file: Path) -> int | None:
+    try:
+        return int(file.read_text().split("\n", 1)[0])
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_server(pid: int, data_dir: Path) -> bool:
+    """A server that has ended but that nobody has reaped has no command line any more."""
+    line = processes.command_line(pid)
+    return "postgres" in line and str(data_dir) in line
 
 
 def _run(command: Sequence[str], *, identity: str) -> str:

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -132,12 +131,3 @@ def command_line(pid: int) -> str:
             return ""
     found = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True)
     return found.stdout.strip()
-
-
-def wait_for_end(pid: int, timeout_seconds: float) -> bool:
-    deadline = time.monotonic() + timeout_seconds
-    while is_alive(pid):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

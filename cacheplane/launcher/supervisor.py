@@ -161,7 +161,7 @@ class Supervisor:
     def _end(self, process: subprocess.Popen[bytes], service: Service, *, hurry: bool) -> None:
         timeout = 0.5 if hurry else service.stop_timeout_seconds
         if not processes.stop(process, stop_signal=service.stop_signal, timeout_seconds=timeout):
-            self._say(f"{service.name} did not stop within {timeout:.0f} s and was killed")
+            self._say(f"{service.name} did not stop within {timeout:g} s and was killed")
 
     def _check_first_start(self, child: _Child) -> None:
         service = child.service
