@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from django.db import connection, transaction
 
@@ -40,16 +41,41 @@ class CutStorage:
     ended_at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldPart:
+    """One row of a hold: what one purse has set aside under a reference."""
+
+    id: int
+    purse: Purse
+    amount: Decimal
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """All purses of an account as read under its lock, and the parts of the hold under `reference`."""
+
+    reference: uuid.UUID | None
+    purses: list[Purse]
+    parts: list[HoldPart]
+
+
 @dataclass(slots=True, kw_only=True)
 class LockedAccount:
-    """A locked row of BillingAccount. `cut` gathers the storage that ended for want of money under this lock."""
+    """A locked row of BillingAccount, good until the transaction ends or an operation on it raises.
+
+    `locked_at` is the database's clock just after the lock was there: use it as `at`. `cut` gathers the storage
+    that ended for want of money under this lock.
+    """
 
     organization_id: str
     currency: str
     storage_commitment: Decimal
     committed_until: datetime | None
     exhaust_at: datetime | None
+    locked_at: datetime
     cut: list[CutStorage] = field(default_factory=list)
+    read_ahead: Read | None = None
 
     def is_exhausted_at(self, at: datetime) -> bool:
         return self.exhaust_at is not None and self.exhaust_at <= at
@@ -90,20 +116,32 @@ def open_account(organization_id: str, currency: str = "CNY") -> BillingAccount:
     return account
 
 
-def lock(organization_id: str) -> LockedAccount:
-    """Lock the account until the end of the caller's transaction. Read the clock after it, not before.
+PURSES = """
+SELECT clock_timestamp(), p.id, p.kind, p.posted, p.held, p.entry_count, p.expires_at, h.id, h.amount, h.state
+FROM billing_ledgeraccount p LEFT JOIN billing_hold h ON h.purse_id = p.id AND h.reference = %s
+WHERE p.organization_id = %s ORDER BY p.kind = 'cash', p.expires_at
+"""
+LOCK = f"""
+SELECT currency, storage_commitment, committed_until, exhaust_at FROM billing_billingaccount
+WHERE organization_id = %s FOR UPDATE;
+{PURSES}
+"""
+"""Two statements in one message: the second one sees what was committed while the first one waited."""
 
-    Raises AccountNotFound, TransactionManagementError outside a transaction.
+
+def lock(organization_id: str, *, reference: uuid.UUID | None = None) -> LockedAccount:
+    """Lock the account until the end of the caller's transaction.
+
+    `reference` of a hold that is about to be placed or settled saves that operation a look-up. Raises
+    AccountNotFound, TransactionManagementError outside a transaction.
     """
     if not connection.in_atomic_block:
         raise transaction.TransactionManagementError("An account is locked inside a transaction only.")
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT currency, storage_commitment, committed_until, exhaust_at FROM billing_billingaccount"
-            " WHERE organization_id = %s FOR UPDATE",
-            [organization_id],
-        )
+        cursor.execute(LOCK, [organization_id, reference, organization_id])
         row = cursor.fetchone()
+        cursor.nextset()
+        purse_rows = cursor.fetchall()
     if row is None:
         raise AccountNotFound(f"Organization {organization_id} has no billing account.")
     currency, commitment, committed_until, exhaust_at = row
@@ -113,6 +151,8 @@ def lock(organization_id: str) -> LockedAccount:
         storage_commitment=commitment,
         committed_until=committed_until,
         exhaust_at=exhaust_at,
+        locked_at=purse_rows[0][0],
+        read_ahead=_as_read(purse_rows, reference),
     )
 
 
@@ -121,16 +161,33 @@ def lock(organization_id: str) -> LockedAccount:
 
 def purses(account: LockedAccount) -> list[Purse]:
     """All purses in the order in which they pay: vouchers by expiry, then cash. Expired ones are among them."""
+    return _read(account, None).purses
+
+
+def purses_and_hold(account: LockedAccount, reference: uuid.UUID) -> tuple[list[Purse], list[HoldPart]]:
+    """All purses, and the parts of the hold under `reference`, open or not."""
+    read = _read(account, reference)
+    return read.purses, read.parts
+
+
+def _read(account: LockedAccount, reference: uuid.UUID | None) -> Read:
+    """What was read with the lock is used once: the first operation may change it."""
+    ahead, account.read_ahead = account.read_ahead, None
+    if ahead is not None and reference in (None, ahead.reference):
+        return ahead
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT id, kind, posted, held, entry_count, expires_at FROM billing_ledgeraccount"
-            " WHERE organization_id = %s ORDER BY kind = 'cash', expires_at",
-            [account.organization_id],
-        )
-        return [
-            Purse(id=id_, kind=kind, posted=posted, held=held, entry_count=count, expires_at=expires_at)
-            for id_, kind, posted, held, count, expires_at in cursor.fetchall()
-        ]
+        cursor.execute(PURSES, [reference, account.organization_id])
+        return _as_read(cursor.fetchall(), reference)
+
+
+def _as_read(rows: list[Any], reference: uuid.UUID | None) -> Read:
+    of, parts = [], []
+    for _, id_, kind, posted, held, count, expires_at, hold_id, amount, state in rows:
+        purse = Purse(id=id_, kind=kind, posted=posted, held=held, entry_count=count, expires_at=expires_at)
+        of.append(purse)
+        if hold_id is not None:
+            parts.append(HoldPart(id=hold_id, purse=purse, amount=amount, state=state))
+    return Read(reference=reference, purses=of, parts=parts)
 
 
 def voucher_purse(account: LockedAccount, *, expires_at: datetime | None) -> uuid.UUID:

@@ -116,7 +116,7 @@ QUERIES = [
         """
         SELECT m.id, format('%s of %s: no price was in force', m.quantity, m.meter)
         FROM billing_meterevent m
-        JOIN billing_billingaccount a ON a.organization_id = m.organization_id
+        LEFT JOIN billing_billingaccount a ON a.organization_id = m.organization_id
         WHERE NOT EXISTS (
             SELECT 1 FROM billing_priceditem i JOIN billing_price p ON p.priced_item_id = i.id
             WHERE i.meter = m.meter AND i.model = m.model AND i.currency = a.currency

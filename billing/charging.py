@@ -13,9 +13,8 @@ from datetime import datetime
 from decimal import Decimal
 
 from billing import accounts, holds, money, price_book, rating, storage
-from billing.accounts import CutStorage, LockedAccount
+from billing.accounts import CutStorage, HoldPart, LockedAccount
 from billing.errors import IdempotencyConflict
-from billing.holds import Part
 from billing.ledger import Budget, Charge, Journal, Purse
 from billing.metering import Event
 from billing.models import AccountKind, EntryKind, Hold, LedgerEntry, Meter, MeterEvent
@@ -122,7 +121,7 @@ def charge_creation(
     charged. Raises HoldNotFound, HoldClosed, NoPrice.
     """
     storage.cut_exhausted(account, at=at)
-    purses, parts = holds.read(account, hold_reference)
+    purses, parts = accounts.purses_and_hold(account, hold_reference)
     if done := _charged(account, source="creation", source_keys=[source_key]):
         return done
     parts = holds.open_parts(parts, hold_reference)
@@ -165,7 +164,7 @@ def charge_call(
     NoPrice.
     """
     storage.cut_exhausted(account, at=at)
-    purses, parts = holds.read(account, hold_reference)
+    purses, parts = accounts.purses_and_hold(account, hold_reference)
     if parts and parts[0].state == Hold.State.SETTLED:
         keys = [f"{call_id}:{meter.value}" for meter in (Meter.CALL, Meter.PROMPT, Meter.COMPLETION)]
         return _charged(account, source="call", source_keys=keys) or NOTHING
@@ -199,7 +198,7 @@ NOTHING = ChargedCall(total=ZERO, waived=ZERO, lines=())
 def _settle(
     account: LockedAccount,
     purses: list[Purse],
-    parts: Sequence[Part],
+    parts: Sequence[HoldPart],
     charges: Sequence[Charge],
     *,
     at: datetime,
@@ -226,7 +225,12 @@ def _settle(
 
 
 def _cap(
-    account: LockedAccount, purses: Sequence[Purse], parts: Sequence[Part], needed: Decimal, *, at: datetime
+    account: LockedAccount,
+    purses: Sequence[Purse],
+    parts: Sequence[HoldPart],
+    needed: Decimal,
+    *,
+    at: datetime,
 ) -> Decimal:
     """The hold always pays; beyond it only what is neither held nor owed."""
     held = money.total(part.amount for part in parts)
@@ -235,7 +239,9 @@ def _cap(
     return money.add(held, max(ZERO, accounts.available(account, purses, at=at)))
 
 
-def _limits(purses: Sequence[Purse], parts: Sequence[Part], *, at: datetime) -> list[tuple[Purse, Decimal]]:
+def _limits(
+    purses: Sequence[Purse], parts: Sequence[HoldPart], *, at: datetime
+) -> list[tuple[Purse, Decimal]]:
     """A valid purse pays all that is free; an expired one what it had set aside while it was valid."""
     reserved = {part.purse.id: part.amount for part in parts}
     return [

@@ -8,51 +8,27 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
-
-from django.db import connection
 
 from billing import accounts, ledger, money, storage
-from billing.accounts import LockedAccount
+from billing.accounts import HoldPart, LockedAccount
 from billing.errors import HoldClosed, HoldExists, HoldNotFound
 from billing.ledger import Budget, Journal, Purse
 from billing.models import Hold
 from billing.money import ZERO
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One row of a hold: what one purse has set aside under a reference."""
-
-    id: int
-    purse: Purse
-    amount: Decimal
-    state: str
-
-
-PURSES_AND_PARTS = """
-SELECT p.id, p.kind, p.posted, p.held, p.entry_count, p.expires_at, h.id, h.amount, h.state
-FROM billing_ledgeraccount p LEFT JOIN billing_hold h ON h.purse_id = p.id AND h.reference = %s
-WHERE p.organization_id = %s ORDER BY p.kind = 'cash', p.expires_at
+INSERT_OR_GROW = (
+    ledger.insert(
+        "billing_hold", "reference, organization_id, purse_id, amount, kind, subject, state, created_at"
+    )
+    + " ON CONFLICT (reference, purse_id) DO UPDATE SET amount = billing_hold.amount + EXCLUDED.amount"
+    " WHERE billing_hold.state = 'open'"
+)
+CLOSE = """
+UPDATE billing_hold AS h SET state = c.state, closed_at = c.closed_at
+FROM json_populate_recordset(NULL::billing_hold, %s) AS c WHERE h.id = c.id AND h.state = 'open'
 """
-
-
-def read(account: LockedAccount, reference: uuid.UUID) -> tuple[list[Purse], list[Part]]:
-    """All purses of the account, and the parts of the hold under `reference`, open or not."""
-    purses, parts = [], []
-    with connection.cursor() as cursor:
-        cursor.execute(PURSES_AND_PARTS, [reference, account.organization_id])
-        for id_, kind, posted, held, count, expires_at, hold_id, amount, state in cursor.fetchall():
-            purse = Purse(
-                id=id_, kind=kind, posted=posted, held=held, entry_count=count, expires_at=expires_at
-            )
-            purses.append(purse)
-            if hold_id is not None:
-                parts.append(Part(id=hold_id, purse=purse, amount=amount, state=state))
-    return purses, parts
 
 
 def place(
@@ -60,7 +36,7 @@ def place(
 ) -> None:
     """Set `amount` aside under a new reference. Raises InsufficientFunds, HoldExists."""
     storage.cut_exhausted(account, at=at)
-    purses, parts = read(account, reference)
+    purses, parts = accounts.purses_and_hold(account, reference)
     if parts:
         raise HoldExists(f"A hold was placed under {reference} already.")
     _set_aside(account, purses, reference=reference, kind=kind, subject=subject, amount=amount, at=at)
@@ -71,7 +47,7 @@ def extend(
 ) -> None:
     """Set `amount` aside on top of an open hold. Raises InsufficientFunds, HoldNotFound, HoldClosed."""
     storage.cut_exhausted(account, at=at)
-    purses, parts = read(account, reference)
+    purses, parts = accounts.purses_and_hold(account, reference)
     open_parts(parts, reference)
     _set_aside(account, purses, reference=reference, kind=kind, subject=subject, amount=amount, at=at)
 
@@ -97,21 +73,23 @@ def _set_aside(
     for purse, part in taken:
         purse.held = money.add(purse.held, part)
         rows.append(
-            [reference, account.organization_id, purse.id, part, kind, subject, Hold.State.OPEN.value, at]
+            {
+                "reference": reference,
+                "organization_id": account.organization_id,
+                "purse_id": purse.id,
+                "amount": part,
+                "kind": kind,
+                "subject": subject,
+                "state": Hold.State.OPEN.value,
+                "created_at": at,
+            }
         )
-    journal.add(
-        "INSERT INTO billing_hold"
-        " (reference, organization_id, purse_id, amount, kind, subject, state, created_at)"
-        f" VALUES {ledger.placeholders(rows)}"
-        " ON CONFLICT (reference, purse_id) DO UPDATE SET amount = billing_hold.amount + EXCLUDED.amount"
-        " WHERE billing_hold.state = 'open'",
-        [value for row in rows for value in row],
-    )
+    journal.add(INSERT_OR_GROW, ledger.as_json(rows))
     journal.write()
     accounts.restate(account, purses)
 
 
-def open_parts(parts: Sequence[Part], reference: uuid.UUID) -> list[Part]:
+def open_parts(parts: Sequence[HoldPart], reference: uuid.UUID) -> list[HoldPart]:
     """The parts, all of them open. Raises HoldNotFound, HoldClosed."""
     if not parts:
         raise HoldNotFound(f"No hold was placed under {reference}.")
@@ -124,7 +102,7 @@ def open_parts(parts: Sequence[Part], reference: uuid.UUID) -> list[Part]:
 def void(account: LockedAccount, *, reference: uuid.UUID, at: datetime) -> bool:
     """Give back what is held; False when the hold is closed already. Raises HoldNotFound."""
     storage.cut_exhausted(account, at=at)
-    purses, parts = read(account, reference)
+    purses, parts = accounts.purses_and_hold(account, reference)
     try:
         parts = open_parts(parts, reference)
     except HoldClosed:
@@ -136,15 +114,12 @@ def void(account: LockedAccount, *, reference: uuid.UUID, at: datetime) -> bool:
     return True
 
 
-def release(journal: Journal, parts: Sequence[Part], *, state: str, at: datetime) -> None:
+def release(journal: Journal, parts: Sequence[HoldPart], *, state: str, at: datetime) -> None:
     """Close the parts in `journal`: their money is free again, at once in memory."""
     for part in parts:
         part.purse.held = money.subtract(part.purse.held, part.amount)
-    ids: list[Any] = [part.id for part in parts]
-    journal.add(
-        "UPDATE billing_hold SET state = %s, closed_at = %s WHERE id = ANY(%s) AND state = 'open'",
-        [str(state), at, ids],
-    )
+    closed = [{"id": part.id, "state": str(state), "closed_at": at} for part in parts]
+    journal.add(CLOSE, ledger.as_json(closed))
 
 
 def stale(*, kind: str, at: datetime, older_than_seconds: int, limit: int) -> list[tuple[str, uuid.UUID]]:

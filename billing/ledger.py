@@ -6,6 +6,7 @@ purses' figures in step, and writes all of it with one statement. The database c
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,9 @@ class Budget:
         return parts
 
 
+Row = dict[str, Any]
+
+
 class Journal:
     """What one operation writes. Make it, fill it, `write()` it once."""
 
@@ -99,9 +103,9 @@ class Journal:
         self._at = at
         self._purses = purses
         self._before = [(purse.posted, purse.held, purse.entry_count) for purse in purses]
-        self._events: list[list[Any]] = []
-        self._entries: list[list[Any]] = []
-        self._others: list[tuple[str, list[Any]]] = []
+        self._events: list[Row] = []
+        self._entries: list[Row] = []
+        self._others: list[tuple[str, Any]] = []
 
     def charge(self, charge: Charge, budget: Budget) -> None:
         """Book a fact and take all that it costs from the budget. Raises InsufficientFunds when that falls short."""
@@ -119,63 +123,36 @@ class Journal:
     def _pay(self, charge: Charge, budget: Budget) -> Decimal:
         self._record(charge.event)
         parts = budget.take(charge.amount)
-        revenue = system_account_id(REVENUE_OF_METER[Meter(charge.event.meter)], self._currency)
         for purse, part in parts:
+            key = f"{charge.event.source}:{charge.event.source_key}:{purse.id}"
+            revenue = self._system_account(REVENUE_OF_METER[Meter(charge.event.meter)])
             self._move(
-                purse,
-                -part,
-                other=revenue,
-                kind=charge.event.meter,
-                key=f"{charge.event.source}:{charge.event.source_key}:{purse.id}",
-                charge=charge,
-                request_id=charge.event.request_id,
+                purse, -part, other=revenue, kind=charge.event.meter, key=key, **self._explained_by(charge)
             )
         return money.total(part for _, part in parts)
 
     def _waive(self, charge: Charge, amount: Decimal) -> None:
-        event = charge.event
-        self._entries.append(
-            [
-                system_account_id(AccountKind.WAIVED, self._currency),
-                system_account_id(REVENUE_OF_METER[Meter(event.meter)], self._currency),
-                amount,
-                self._organization_id,
-                self._currency,
-                None,
-                None,
-                None,
-                f"{event.source}:{event.source_key}:waived",
-                EntryKind.WAIVER.value,
-                event.id,
-                charge.price_id,
-                event.quantity,
-                charge.unit_price,
-                None,
-                "Used beyond what the account could pay.",
-                "",
-                event.request_id,
-                self._at,
-            ]
+        self._enter(
+            debit=self._system_account(AccountKind.WAIVED),
+            credit=self._system_account(REVENUE_OF_METER[Meter(charge.event.meter)]),
+            amount=amount,
+            kind=EntryKind.WAIVER.value,
+            key=f"{charge.event.source}:{charge.event.source_key}:waived",
+            reason="Used beyond what the account could pay.",
+            **self._explained_by(charge),
         )
 
     def recharge(self, purse: Purse, amount: Decimal, *, key: str, reason: str, operator: str) -> None:
-        funding = system_account_id(FUNDING_OF_PURSE[AccountKind(purse.kind)], self._currency)
-        self._move(
-            purse,
-            amount,
-            other=funding,
-            kind=EntryKind.RECHARGE.value,
-            key=key,
-            reason=reason,
-            operator=operator,
-        )
+        funding = self._system_account(FUNDING_OF_PURSE[AccountKind(purse.kind)])
+        kind = EntryKind.RECHARGE.value
+        self._move(purse, amount, other=funding, kind=kind, key=key, reason=reason, operator=operator)
 
     def lapse(self, purse: Purse) -> None:
         """What an expired voucher still has goes back to where vouchers come from."""
         self._move(
             purse,
             -purse.free,
-            other=system_account_id(AccountKind.FUNDING_VOUCHER, self._currency),
+            other=self._system_account(AccountKind.FUNDING_VOUCHER),
             kind=EntryKind.LAPSE.value,
             key=f"lapse:{purse.id}:{purse.entry_count + 1}",
             reason="The voucher expired.",
@@ -199,134 +176,143 @@ class Journal:
             key=f"reversal:{entry.pk}",
             reason=reason,
             operator=operator,
-            reverses=entry.pk,
+            reverses_id=entry.pk,
         )
 
-    def add(self, statement: str, parameters: list[Any]) -> None:
-        """A further INSERT or UPDATE that belongs to the operation (holds, segments, lines)."""
-        self._others.append((statement, parameters))
+    def add(self, statement: str, parameter: Any) -> None:
+        """A further INSERT or UPDATE that belongs to the operation (holds, segments, lines), with one parameter."""
+        self._others.append((statement, parameter))
 
-    def _move(
-        self,
-        purse: Purse,
-        change: Decimal,
-        *,
-        other: uuid.UUID,
-        kind: str,
-        key: str,
-        charge: Charge | None = None,
-        reason: str = "",
-        operator: str = "",
-        request_id: str = "",
-        reverses: int | None = None,
-    ) -> None:
+    # --- Rows ---
+
+    def _system_account(self, kind: AccountKind) -> uuid.UUID:
+        return system_account_id(kind, self._currency)
+
+    @staticmethod
+    def _explained_by(charge: Charge) -> Row:
+        return {
+            "meter_event_id": charge.event.id,
+            "price_id": charge.price_id,
+            "quantity": charge.event.quantity,
+            "unit_price": charge.unit_price,
+            "request_id": charge.event.request_id,
+        }
+
+    def _move(self, purse: Purse, change: Decimal, *, other: uuid.UUID, **columns: Any) -> None:
         """One entry between a purse and another account: into the purse when `change` is positive."""
         purse.posted = money.add(purse.posted, change)
         purse.entry_count += 1
+        self._enter(
+            debit=other if change > 0 else purse.id,
+            credit=purse.id if change > 0 else other,
+            amount=abs(change),
+            purse_id=purse.id,
+            purse_sequence=purse.entry_count,
+            balance_after=purse.posted,
+            **columns,
+        )
+
+    def _enter(
+        self, *, debit: uuid.UUID, credit: uuid.UUID, amount: Decimal, kind: str, key: str, **columns: Any
+    ) -> None:
         self._entries.append(
-            [
-                other if change > 0 else purse.id,
-                purse.id if change > 0 else other,
-                abs(change),
-                self._organization_id,
-                self._currency,
-                purse.id,
-                purse.entry_count,
-                purse.posted,
-                key,
-                kind,
-                charge.event.id if charge else None,
-                charge.price_id if charge else None,
-                charge.event.quantity if charge else None,
-                charge.unit_price if charge else None,
-                reverses,
-                reason,
-                operator,
-                request_id,
-                self._at,
-            ]
+            {
+                "debit_id": debit,
+                "credit_id": credit,
+                "amount": amount,
+                "organization_id": self._organization_id,
+                "currency": self._currency,
+                "idempotency_key": key,
+                "kind": kind,
+                "reason": "",
+                "operator": "",
+                "request_id": "",
+                "created_at": self._at,
+            }
+            | columns
         )
 
     def _record(self, event: Event) -> None:
         first, end = event.minutes if event.minutes else (None, None)
         self._events.append(
-            [
-                event.id,
-                self._organization_id,
-                event.meter,
-                event.source,
-                event.source_key,
-                event.subject,
-                event.model,
-                event.quantity,
-                event.unit,
-                event.occurred_at,
-                first,
-                end,
-                event.api_key_id,
-                event.request_id,
-            ]
+            {
+                "id": event.id,
+                "organization_id": self._organization_id,
+                "meter": event.meter,
+                "source": event.source,
+                "source_key": event.source_key,
+                "subject": event.subject,
+                "model": event.model,
+                "quantity": event.quantity,
+                "unit": event.unit,
+                "occurred_at": event.occurred_at,
+                "first_minute": first,
+                "end_minute": end,
+                "api_key_id": event.api_key_id,
+                "request_id": event.request_id,
+            }
         )
+
+    # --- Writing ---
 
     def write(self) -> None:
         """All of it in one statement; afterwards the journal is spent."""
         parts = list(self._others)
         if self._events:
-            parts.append(_insert("billing_meterevent", EVENT_COLUMNS, self._events))
+            parts.append((INSERT_EVENTS, as_json(self._events)))
         if self._entries:
-            parts.append(_insert("billing_ledgerentry", ENTRY_COLUMNS, self._entries))
-        changes = self._purse_changes()
-        if changes:
-            parts.append(_update_purses(changes))
+            parts.append((INSERT_ENTRIES, as_json(self._entries)))
+        if changes := self._purse_changes():
+            parts.append((UPDATE_PURSES, as_json(changes)))
         if not parts:
             return
-        *first, (last, last_parameters) = parts
-        with_parts = ", ".join(f"part_{i} AS ({statement})" for i, (statement, _) in enumerate(first))
-        parameters = [value for _, values in first for value in values] + last_parameters
+        *first, last = [statement for statement, _ in parts]
+        with_parts = ", ".join(f"part_{i} AS ({statement})" for i, statement in enumerate(first))
         with connection.cursor() as cursor:
-            cursor.execute(f"WITH {with_parts} {last}" if first else last, parameters)
+            cursor.execute(
+                f"WITH {with_parts} {last}" if first else last, [parameter for _, parameter in parts]
+            )
 
-    def _purse_changes(self) -> list[list[Any]]:
-        changes = []
-        for purse, (posted, held, count) in zip(self._purses, self._before, strict=True):
-            if (purse.posted, purse.held, purse.entry_count) != (posted, held, count):
-                changes.append(
-                    [
-                        purse.id,
-                        money.subtract(purse.posted, posted),
-                        money.subtract(purse.held, held),
-                        purse.entry_count - count,
-                    ]
-                )
-        return changes
+    def _purse_changes(self) -> list[Row]:
+        return [
+            {
+                "id": purse.id,
+                "posted": money.subtract(purse.posted, posted),
+                "held": money.subtract(purse.held, held),
+                "entry_count": purse.entry_count - count,
+            }
+            for purse, (posted, held, count) in zip(self._purses, self._before, strict=True)
+            if (purse.posted, purse.held, purse.entry_count) != (posted, held, count)
+        ]
 
 
-EVENT_COLUMNS = (
+def as_json(rows: Sequence[Row]) -> str:
+    """Rows as one parameter, so that a statement's text, and what is cached for it, is the same for any number.
+
+    Amounts and instants travel as strings and are read by the database as what their columns are: exact.
+    """
+    return json.dumps(rows, default=str)
+
+
+def insert(table: str, columns: str) -> str:
+    """An INSERT of `as_json` rows whose keys are these columns; an absent key is NULL."""
+    return f"INSERT INTO {table} ({columns}) SELECT {columns} FROM json_populate_recordset(NULL::{table}, %s)"
+
+
+INSERT_EVENTS = insert(
+    "billing_meterevent",
     "id, organization_id, meter, source, source_key, subject, model, quantity, unit, occurred_at,"
-    " first_minute, end_minute, api_key_id, request_id"
+    " first_minute, end_minute, api_key_id, request_id",
 )
-ENTRY_COLUMNS = (
+INSERT_ENTRIES = insert(
+    "billing_ledgerentry",
     "debit_id, credit_id, amount, organization_id, currency, purse_id, purse_sequence, balance_after,"
     " idempotency_key, kind, meter_event_id, price_id, quantity, unit_price, reverses_id, reason, operator,"
-    " request_id, created_at"
+    " request_id, created_at",
 )
-
-
-def _insert(table: str, columns: str, rows: list[list[Any]]) -> tuple[str, list[Any]]:
-    return f"INSERT INTO {table} ({columns}) VALUES {placeholders(rows)}", [v for row in rows for v in row]
-
-
-def placeholders(rows: Sequence[Sequence[Any]]) -> str:
-    one = "(" + ", ".join(["%s"] * len(rows[0])) + ")"
-    return ", ".join([one] * len(rows))
-
-
-def _update_purses(changes: list[list[Any]]) -> tuple[str, list[Any]]:
-    """Differences, not totals: should anybody write without the lock, the CHECK and the sequence still tell."""
-    rows = ", ".join(["(%s::uuid, %s::numeric, %s::numeric, %s::bigint)"] * len(changes))
-    return (
-        "UPDATE billing_ledgeraccount AS a SET posted = a.posted + c.posted, held = a.held + c.held,"
-        f" entry_count = a.entry_count + c.entries FROM (VALUES {rows}) AS c (id, posted, held, entries)"
-        " WHERE a.id = c.id",
-        [value for change in changes for value in change],
-    )
+# Differences, not totals: should anybody write without the lock, the CHECK and the sequence still tell.
+UPDATE_PURSES = """
+UPDATE billing_ledgeraccount AS a
+SET posted = a.posted + c.posted, held = a.held + c.held, entry_count = a.entry_count + c.entry_count
+FROM json_populate_recordset(NULL::billing_ledgeraccount, %s) AS c WHERE a.id = c.id
+"""

@@ -131,7 +131,11 @@ class MeterEvent(models.Model):
 
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(
-        "access.Organization", on_delete=models.PROTECT, related_name="meter_events", db_index=False
+        "access.Organization",
+        on_delete=models.PROTECT,
+        related_name="meter_events",
+        db_index=False,
+        db_constraint=False,
     )
     meter = models.CharField(max_length=12, choices=Meter)
     source = models.CharField(max_length=32)
@@ -199,7 +203,11 @@ class LedgerEntry(models.Model):
     )
     amount = money_field()
     organization = models.ForeignKey(
-        "access.Organization", on_delete=models.PROTECT, related_name="ledger_entries", db_index=False
+        "access.Organization",
+        on_delete=models.PROTECT,
+        related_name="ledger_entries",
+        db_index=False,
+        db_constraint=False,
     )
     currency = models.CharField(max_length=3, choices=CURRENCIES)
     purse = models.ForeignKey(
@@ -207,7 +215,7 @@ class LedgerEntry(models.Model):
     )
     purse_sequence = models.BigIntegerField(null=True, blank=True)
     balance_after = money_field(null=True, blank=True)
-    idempotency_key = models.CharField(max_length=220, unique=True)
+    idempotency_key = models.CharField(max_length=220)
     kind = models.CharField(max_length=12, choices=EntryKind)
     meter_event = models.ForeignKey(
         MeterEvent, null=True, blank=True, on_delete=models.PROTECT, related_name="entries"
@@ -223,8 +231,8 @@ class LedgerEntry(models.Model):
     )
     quantity = models.BigIntegerField(null=True, blank=True)
     unit_price = money_field(null=True, blank=True)
-    reverses = models.OneToOneField(
-        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="reversed_by"
+    reverses = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="reversals", db_index=False
     )
     reason = models.CharField(max_length=500, blank=True)
     operator = models.CharField(max_length=150, blank=True)
@@ -267,7 +275,11 @@ class LedgerEntry(models.Model):
                 condition=~Q(kind="recharge") | (~Q(reason="") & ~Q(operator="")),
                 name="recharge_says_who_and_why",
             ),
+            models.UniqueConstraint(fields=["idempotency_key"], name="one_entry_per_idempotency_key"),
             models.UniqueConstraint(fields=["purse", "purse_sequence"], name="one_entry_per_sequence"),
+            models.UniqueConstraint(
+                fields=["reverses"], condition=Q(reverses__isnull=False), name="one_reversal_per_entry"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -288,7 +300,11 @@ class Hold(models.Model):
 
     reference = models.UUIDField()
     organization = models.ForeignKey(
-        "access.Organization", on_delete=models.PROTECT, related_name="holds", db_index=False
+        "access.Organization",
+        on_delete=models.PROTECT,
+        related_name="holds",
+        db_index=False,
+        db_constraint=False,
     )
     purse = models.ForeignKey(LedgerAccount, on_delete=models.PROTECT, related_name="holds", db_index=False)
     amount = money_field()

@@ -10,7 +10,7 @@ Inside, instants are integer microseconds and money is integer nanos: exact, and
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -240,9 +240,10 @@ def _first_beyond(tracks: list[_Track], capacity: int) -> datetime:
     """
     base = min(track.start + track.billed * MINUTE_US for track in tracks)
     last = max(track.start + track.total * MINUTE_US for track in tracks)
-    exceeds: Callable[[int], bool] = lambda m: (
-        sum(track.cost_before(base + m * MINUTE_US) for track in tracks) > capacity
-    )
+
+    def exceeds(minutes: int) -> bool:
+        return sum(track.cost_before(base + minutes * MINUTE_US) for track in tracks) > capacity
+
     window_end = base + MINUTE_US * bisect_left(range((last - base) // MINUTE_US + 1), True, key=exceeds)
     window_start = window_end - MINUTE_US
     spent = sum(track.cost_before(window_start) for track in tracks)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from django.db import transaction
 
 from billing import accounts, clock, ledger, money, rating, segments
 from billing.accounts import CutStorage, LockedAccount
 from billing.errors import InsufficientFunds, SegmentClosed, SegmentOpen
-from billing.ledger import Budget, Charge, Journal, Purse
+from billing.ledger import Budget, Charge, Journal, Purse, Row
 from billing.metering import Event
 from billing.models import BillingAccount, Meter, StorageSegment
 from billing.money import ZERO
@@ -248,31 +247,30 @@ def _post(account: LockedAccount, dues: Sequence[_Due], *, at: datetime) -> list
     """
     purses = accounts.purses(account)
     journal = _journal(account, purses, at=at)
-    lines: list[list[Any]] = []
+    lines: list[Row] = []
     expiries = sorted({p.expires_at for p in purses if p.expires_at is not None and p.expires_at <= at})
     for expires_at in expiries:
         valid = [p for p in purses if p.expires_at is None or p.expires_at >= expires_at]
         lines += _charge(journal, dues, valid, before=expires_at)
     lines += _charge(journal, dues, [p for p in purses if p.is_valid_at(at)], before=None)
     if dues:
-        journal.add(*_update_segments(dues))
+        states = [
+            {"id": due.row.pk, "billed_minutes": due.row.billed_minutes, "closed_at": due.row.closed_at}
+            for due in dues
+        ]
+        journal.add(UPDATE_SEGMENTS, ledger.as_json(states))
     if lines:
-        journal.add(
-            "INSERT INTO billing_storageline"
-            " (segment_id, first_minute, end_minute, price_id, unit_price, amount, meter_event_id)"
-            f" VALUES {ledger.placeholders(lines)}",
-            [value for line in lines for value in line],
-        )
+        journal.add(INSERT_LINES, ledger.as_json(lines))
     journal.write()
     return purses
 
 
 def _charge(
     journal: Journal, dues: Iterable[_Due], valid: Iterable[Purse], *, before: datetime | None
-) -> list[list[Any]]:
+) -> list[Row]:
     """Charge the minutes due that start before `before` to these purses; the lines to be written."""
     budget = Budget((purse, purse.free) for purse in valid)
-    written: list[list[Any]] = []
+    written: list[Row] = []
     for due in dues:
         row, end = due.row, due.end_minute
         if before is not None:
@@ -280,9 +278,16 @@ def _charge(
         for line in rating.storage_lines(due.span, first_minute=row.billed_minutes, end_minute=end):
             charge = Charge(event=_event(row, line), price_id=line.price_id, unit_price=line.unit_price)
             journal.charge(charge, budget)
-            minutes = [line.first_minute, line.end_minute]
             written.append(
-                [row.pk, *minutes, line.price_id, line.unit_price, line.amount, charge.event.id],
+                {
+                    "segment_id": row.pk,
+                    "first_minute": line.first_minute,
+                    "end_minute": line.end_minute,
+                    "price_id": line.price_id,
+                    "unit_price": line.unit_price,
+                    "amount": line.amount,
+                    "meter_event_id": charge.event.id,
+                }
             )
         row.billed_minutes = max(row.billed_minutes, end)
     return written
@@ -300,13 +305,14 @@ def _event(row: StorageSegment, line: rating.StorageLine) -> Event:
     )
 
 
-def _update_segments(dues: Sequence[_Due]) -> tuple[str, list[Any]]:
-    rows = ", ".join(["(%s::bigint, %s::int, %s::timestamptz)"] * len(dues))
-    return (
-        "UPDATE billing_storagesegment AS s SET billed_minutes = d.minutes, closed_at = d.closed_at"
-        f" FROM (VALUES {rows}) AS d (id, minutes, closed_at) WHERE s.id = d.id AND s.closed_at IS NULL",
-        [value for due in dues for value in (due.row.pk, due.row.billed_minutes, due.row.closed_at)],
-    )
+INSERT_LINES = ledger.insert(
+    "billing_storageline",
+    "segment_id, first_minute, end_minute, price_id, unit_price, amount, meter_event_id",
+)
+UPDATE_SEGMENTS = """
+UPDATE billing_storagesegment AS s SET billed_minutes = d.billed_minutes, closed_at = d.closed_at
+FROM json_populate_recordset(NULL::billing_storagesegment, %s) AS d WHERE s.id = d.id AND s.closed_at IS NULL
+"""
 
 
 def _journal(account: LockedAccount, purses: Sequence[Purse], *, at: datetime) -> Journal:

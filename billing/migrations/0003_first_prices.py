@@ -51,7 +51,11 @@ def publish_first_prices(apps, schema_editor):
         item, _ = PricedItem.objects.get_or_create(meter=meter, model=model, currency="CNY")
         for per_million, valid_from, valid_to in prices:
             Price.objects.create(
-                priced_item=item, per_million=Decimal(per_million), valid_from=valid_from, valid_to=valid_to
+                priced_item=item,
+                per_million=Decimal(per_million),
+                valid_from=valid_from,
+                valid_to=valid_to,
+                created_at=valid_from,
             )
 
 
