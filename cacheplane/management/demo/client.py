@@ -63,7 +63,9 @@ class Api:
         started = time.perf_counter()
         response = self._send("POST", "/v1/chat/completions", streamed, headers=headers)
         first: float | None = None
-        text, usage, is_whole = [], {}, False
+        text: list[str] = []
+        usage: dict[str, Any] = {}
+        is_whole = False
         try:
             for line in response:
                 if not line.startswith(b"data: "):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import environ
 from django.db import OperationalError, connections
-from django.db.models import Sum
+from django.db.models import QuerySet, Sum
 
 from billing.models import EntryKind, LedgerEntry, MeterEvent
 from cacheplane.management.demo.client import Api
@@ -50,7 +50,7 @@ class LedgerCosts:
     def of_storage(self, cache_id: str) -> Decimal:
         return self._sum(MeterEvent.objects.using(DATABASE).filter(meter="storage", subject=cache_id))
 
-    def _sum(self, events: object) -> Decimal:
+    def _sum(self, events: QuerySet[MeterEvent]) -> Decimal:
         deadline = time.monotonic() + SETTLED_WITHIN_SECONDS
         while time.monotonic() < deadline:
             entries = LedgerEntry.objects.using(DATABASE).filter(meter_event__in=events)

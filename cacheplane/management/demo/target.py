@@ -57,7 +57,7 @@ def running(data_dir: Path, *, api_key: str = "") -> Target | None:
 def instance_values(data_dir: Path) -> dict[str, str]:
     """What `manage.py up` wrote for the other commands; empty where it never ran."""
 
-    class Written(environ.Env):
+    class Written(environ.Env):  # type: ignore[misc]  # it has no types
         ENVIRON: ClassVar[dict[str, str]] = {}  # not the process's: what it was given is another instance's
 
     if (data_dir / "instance.env").exists():
