@@ -63,8 +63,11 @@ def render(error: Exception, *, request_id: str, account_label: str = "") -> Ren
         if isinstance(error, kind):
             headers = {}
             if status in RETRY_STATUSES:
-                wait = getattr(error, "retry_after_seconds", None) or RETRY_AFTER_SECONDS
-                headers["Retry-After"] = str(wait)
+                wait = getattr(error, "retry_after_seconds", None)
+                headers["Retry-After"] = str(wait or RETRY_AFTER_SECONDS)
+                if isinstance(error, errors.LimitExceeded) and wait is None:
+                    # Alone larger than a whole minute's limit: the SDKs heed this and do not try again.
+                    headers["x-should-retry"] = "false"
             return Rendered(status=status, headers=headers, body=envelope(str(error), name))
     if isinstance(error, (errors.ControlPlaneError, BillingError)):
         # An engine's own words may quote the messages that it was sent: they are no text for a log.
