@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
 import structlog
@@ -28,11 +28,13 @@ from cacheplane.engines.slots import UNKNOWN_ORGANIZATION, SlotLease
 from cacheplane.errors import EngineError, EngineOverloaded, KVDamaged, ServiceUnavailable
 from cacheplane.gateway import admission
 from cacheplane.gateway.admission import Outcome, Wanted
+from cacheplane.gateway.matching import Prefix
 
 log = structlog.get_logger(__name__)
 
 SLOT_POLL_SECONDS_MIN, SLOT_POLL_SECONDS_MAX = 0.01, 0.25
 SLOT_LEASE_MARGIN_SECONDS = 30.0
+TOKENS_LOST_AT_END_MAX = 8
 SETTLE_RETRY_SECONDS = (0.2, 1.0, 5.0, 15.0, 60.0, 120.0)
 
 
@@ -65,7 +67,7 @@ class Completion:
         self._leasing: asyncio.Task[SlotLease | None] | None = None
         self._lease: SlotLease | None = None
         self._slot_is_sound = False
-        self._stream: AsyncIterator[ChatDelta] | None = None
+        self._stream: AsyncGenerator[ChatDelta, None] | None = None
         self._opening: list[ChatDelta] = []
         self._finishing: asyncio.Task[None] | None = None
         self._lost_kv_reason: str | None = None
@@ -86,10 +88,15 @@ class Completion:
             self._count(delta)
         prefix = self.wanted.prefix
         if prefix is not None:
-            # A prompt that is cached to its last token has one evaluated again, to continue from.
-            self.is_hit = reuse and self.usage.cached_tokens >= prefix.kv_tokens - 1
+            self.is_hit = reuse and self._reused_all_of(prefix, self.usage.cached_tokens)
             if reuse and not self.is_hit:
                 log.warning("engine_forgot_prefix", cache_id=prefix.cache_id, cached=self.usage.cached_tokens)
+
+    @staticmethod
+    def _reused_all_of(prefix: Prefix, cached_tokens: int) -> bool:
+        """A prompt that is cached to its end has its last token evaluated again, and a prefix that ends with the
+        opening of a user's turn loses it to a turn of another role: a few tokens less are still the whole."""
+        return cached_tokens > 0 and cached_tokens >= prefix.kv_tokens - TOKENS_LOST_AT_END_MAX
 
     async def deltas(self) -> AsyncGenerator[ChatDelta]:
         """All steps of the answer, the first included."""
@@ -163,7 +170,7 @@ class Completion:
 
     async def _finish(self) -> None:
         if self._stream is not None:
-            await self._stream.aclose()  # type: ignore[attr-defined]
+            await self._stream.aclose()
         if self._lease is None and self._leasing is not None:
             self._lease = await self._leasing
         outcome = Outcome(
