@@ -158,6 +158,8 @@ def charge_call(
 ) -> ChargedCall:
     """Settle a call's hold: the call fee if it used `subject`, prompt tokens that were not cached, completion.
 
+    Cached tokens are free only where a cache object was used: what an engine's slot happens to remember is not.
+
     Prices are those in force at `started_at`. No more is taken than the hold and what is available beyond it; use
     beyond that is waived, fee first to be paid, then prompt, then completion. A hold that was settled for this call
     charges nothing and returns what was charged. Raises HoldNotFound, HoldClosed (voided: nothing is charged),
@@ -171,7 +173,7 @@ def charge_call(
     parts = holds.open_parts(parts, hold_reference)
     used = [
         (Meter.CALL, family, 1 if subject is not None else 0),
-        (Meter.PROMPT, model, prompt_tokens - cached_tokens),
+        (Meter.PROMPT, model, prompt_tokens - (cached_tokens if subject is not None else 0)),
         (Meter.COMPLETION, model, completion_tokens),
     ]
     charges = []

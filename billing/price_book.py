@@ -125,19 +125,24 @@ def publish(*, meter: str, model: str, currency: str, per_million: Decimal, vali
     An item without any price may start at once. After the commit of a storage price run `storage.reprice`, so that
     open segments reckon with it. Raises PriceRefused.
     """
-    if per_million < 0 or per_million % STEP:
-        raise PriceRefused(f"A price per 1,000,000 units comes in steps of {STEP}, from 0 on.")
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ANNOUNCEMENT_LOCK])
         item, _ = PricedItem.objects.get_or_create(meter=meter, model=model, currency=currency)
-        if item.prices.exists() and valid_from < clock.now() + NOTICE:
-            raise PriceRefused(f"A price is announced at least {int(NOTICE.total_seconds())} seconds ahead.")
-        if item.prices.filter(valid_from__gte=valid_from).exists():
-            raise PriceRefused("A price that starts then, or later, is published already.")
+        check(item, per_million=per_million, valid_from=valid_from)
         try:
             with transaction.atomic():
                 item.prices.filter(valid_to__isnull=True).update(valid_to=valid_from)
                 return item.prices.create(per_million=per_million, valid_from=valid_from)
         except IntegrityError as error:
             raise PriceRefused(f"The price is not taken: {error}") from error
+
+
+def check(item: PricedItem, *, per_million: Decimal, valid_from: datetime) -> None:
+    """Raises PriceRefused if this price could not be announced now."""
+    if per_million < 0 or per_million % STEP:
+        raise PriceRefused(f"A price per 1,000,000 units comes in steps of {STEP}, from 0 on.")
+    if item.prices.exists() and valid_from < clock.now() + NOTICE:
+        raise PriceRefused(f"A price is announced at least {int(NOTICE.total_seconds())} seconds ahead.")
+    if item.prices.filter(valid_from__gte=valid_from).exists():
+        raise PriceRefused("A price that starts then, or later, is published already.")

@@ -101,6 +101,10 @@ def test_a_call_without_a_cache_object_pays_no_fee(payer):
     assert [line.meter for line in charged.lines] == ["prompt", "completion"]
 
 
+def test_tokens_that_an_engine_happens_to_remember_are_charged(payer):
+    assert payer.call(prompt=1000, cached=900).total == Decimal("0.012")
+
+
 def test_a_wholly_cached_prompt_and_no_answer_cost_the_fee_alone(payer):
     assert payer.call(prompt=35_000, cached=35_000, subject="cache-1").total == Decimal("0.02")
 

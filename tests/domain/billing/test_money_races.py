@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_settling_and_voiding_race_for_one_outcome(payer):
     for _ in range(10):
         reference, before = payer.hold(1), payer.balance.cash
         settled, voided = all_at_once(
-            [lambda: payer.settle_call(reference, prompt=1000), lambda: payer.void(reference)]
+            [partial(payer.settle_call, reference, prompt=1000), partial(payer.void, reference)]
         )
         charged = payer.balance.cash != before
         assert voided is not charged

@@ -1,0 +1,396 @@
+"""The operators' view of money. Facts and entries are read; what moves money is an action with a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db import transaction
+from django.db.models import Case, F, Model, OuterRef, QuerySet, Subquery, Sum, Value, When
+from django.db.models.functions import Coalesce
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action, display
+
+from billing import accounts, charging, clock, money, price_book, storage
+from billing.admin_forms import CorrectionForm, PriceForm, RechargeForm
+from billing.errors import BillingError
+from billing.models import (
+    BillingAccount,
+    Hold,
+    LedgerAccount,
+    LedgerEntry,
+    Meter,
+    MeterEvent,
+    Price,
+    PricedItem,
+    StorageLine,
+    StorageSegment,
+)
+
+ROWS_PER_PAGE = 50
+LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    list_per_page = ROWS_PER_PAGE
+    list_filter_submit = True
+    show_full_result_count = False
+    actions = None
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_operate_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
+        """Who may change rows of this table may run its actions, though its forms are read-only to all."""
+        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
+
+    def required(self, object_id: str) -> Any:
+        found = self.model.objects.filter(pk=object_id).first()
+        if found is None:
+            raise Http404(f"No {self.opts.verbose_name} has the id {object_id}")
+        return found
+
+    def act_on_form(
+        self,
+        request: HttpRequest,
+        *,
+        form: forms.Form,
+        title: str,
+        explanation: str,
+        perform: Any,
+        back_to: Any,
+    ) -> HttpResponse:
+        """The form on GET; on POST what it says, or billing's own sentence when that is refused."""
+        back_url = reverse(f"admin:billing_{self.opts.model_name}_change", args=[back_to])
+        if request.method == "POST" and form.is_valid():
+            try:
+                with transaction.atomic():
+                    done = perform(form.cleaned_data)
+            except BillingError as error:
+                form.add_error(None, error.message)
+            else:
+                messages.success(request, done)
+                return HttpResponseRedirect(back_url)
+        context = {"title": title, "explanation": explanation, "form": form, "back_url": back_url}
+        context |= self.admin_site.each_context(request)
+        return render(request, "billing/action_form.html", context)
+
+
+def _link(model: str, query: str, text: str) -> SafeString:
+    return format_html(LINK, f"{reverse(f'admin:billing_{model}_changelist')}?{query}", text)
+
+
+@admin.register(BillingAccount)
+class BillingAccountAdmin(ReadOnlyAdmin):
+    list_display = ["organization", "currency", "posted", "held", "storage_commitment", "exhaust_at", "rows"]
+    list_filter = ["currency"]
+    list_select_related = ["organization"]
+    search_fields = ["organization__id", "organization__name"]
+    date_hierarchy = "created_at"
+    ordering = ["-created_at"]
+    fields = [
+        "organization",
+        "currency",
+        "cash_now",
+        "voucher_now",
+        "held_now",
+        "owed_now",
+        "available_now",
+        "storage_commitment",
+        "exhaust_at",
+        "created_at",
+        "rows",
+    ]
+    readonly_fields = fields
+    actions_detail = ["recharge"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        purses = LedgerAccount.objects.filter(organization_id=OuterRef("organization_id")).order_by()
+        sums = purses.values("organization_id").annotate(posted=Sum("posted"), held=Sum("held"))
+        return (
+            super()
+            .get_queryset(request)
+            .annotate(posted=Subquery(sums.values("posted")), held=Subquery(sums.values("held")))
+        )
+
+    @display(description="posted")
+    def posted(self, obj: Any) -> str:
+        return money.text(obj.posted or money.ZERO)
+
+    @display(description="held")
+    def held(self, obj: Any) -> str:
+        return money.text(obj.held or money.ZERO)
+
+    def _now(self, obj: BillingAccount) -> accounts.Balance:
+        return accounts.balance(obj.organization_id, clock.now())
+
+    @display(description="cash")
+    def cash_now(self, obj: BillingAccount) -> str:
+        return money.text(self._now(obj).cash)
+
+    @display(description="vouchers")
+    def voucher_now(self, obj: BillingAccount) -> str:
+        return money.text(self._now(obj).voucher)
+
+    @display(description="held")
+    def held_now(self, obj: BillingAccount) -> str:
+        return money.text(self._now(obj).held)
+
+    @display(description="owed for storage")
+    def owed_now(self, obj: BillingAccount) -> str:
+        return money.text(self._now(obj).owed)
+
+    @display(description="available")
+    def available_now(self, obj: BillingAccount) -> str:
+        return money.text(self._now(obj).available)
+
+    @display(description="rows")
+    def rows(self, obj: BillingAccount) -> SafeString:
+        of = f"organization_id={obj.organization_id}"
+        return format_html(
+            "{} · {} · {} · {}",
+            _link("ledgerentry", of, "entries"),
+            _link("ledgeraccount", of, "purses"),
+            _link("hold", of, "holds"),
+            _link("storagesegment", of, "segments"),
+        )
+
+    @action(description="Recharge", url_path="recharge", permissions=["operate"], icon="payments")
+    def recharge(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        account = self.required(object_id)
+
+        def perform(given: dict[str, Any]) -> str:
+            recharged = charging.recharge(
+                organization_id=account.organization_id,
+                amount=given["amount"],
+                purse=given["purse"],
+                reason=given["reason"],
+                operator=request.user.get_username(),
+                idempotency_key=f"admin:{given['key']}",
+                at=clock.now(),
+                expires_at=given["expires_at"],
+            )
+            return f"{money.text(recharged.entry.amount)} {account.currency} were put in."
+
+        return self.act_on_form(
+            request,
+            form=RechargeForm(request.POST or None),
+            title="Recharge",
+            explanation=f"Money for {account.organization} in {account.currency}.",
+            perform=perform,
+            back_to=account.pk,
+        )
+
+
+class OfOrganizationAdmin(ReadOnlyAdmin):
+    """Rows of one organization each."""
+
+    list_select_related = ["organization"]
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
+        return lookup == "organization_id" or super().lookup_allowed(lookup, value, request)
+
+
+@admin.register(LedgerAccount)
+class LedgerAccountAdmin(OfOrganizationAdmin):
+    list_display = ["kind", "organization", "currency", "balance", "held", "entry_count", "expires_at"]
+    list_filter = ["kind", "currency"]
+    search_fields = ["=id", "organization__id", "organization__name"]
+    date_hierarchy = "created_at"
+    ordering = ["organization", "kind", "expires_at"]
+
+    @display(description="balance")
+    def balance(self, obj: LedgerAccount) -> str:
+        """A purse's is stored; a system account's is summed up when it is looked at."""
+        if obj.organization_id is not None:
+            return money.text(obj.posted)
+        entries = LedgerEntry.objects.filter(debit=obj) | LedgerEntry.objects.filter(credit=obj)
+        into_it = Case(When(credit=obj, then=F("amount")), default=Value(0) - F("amount"))
+        return money.text(entries.aggregate(total=Coalesce(Sum(into_it), money.ZERO))["total"])
+
+
+@admin.register(LedgerEntry)
+class LedgerEntryAdmin(OfOrganizationAdmin):
+    list_display = [
+        "created_at",
+        "organization",
+        "kind",
+        "moved",
+        "currency",
+        "balance_after",
+        "subject",
+        "reason",
+    ]
+    list_filter = ["kind", "currency"]
+    list_select_related = ["organization", "meter_event", "debit", "credit"]
+    search_fields = [
+        "organization__id",
+        "organization__name",
+        "=idempotency_key",
+        "=request_id",
+        "=meter_event__subject",
+    ]
+    date_hierarchy = "created_at"
+    ordering = ["-id"]
+    actions_detail = ["correct"]
+
+    @display(description="amount", ordering="amount")
+    def moved(self, obj: LedgerEntry) -> str:
+        """As the organization sees it: spending is negative; a waiver is not its money."""
+        if obj.purse_id is None:
+            return f"({money.text(obj.amount)})"
+        return money.text(obj.amount if obj.credit_id == obj.purse_id else -obj.amount)
+
+    @display(description="subject")
+    def subject(self, obj: LedgerEntry) -> str:
+        return obj.meter_event.subject if obj.meter_event else ""
+
+    @action(description="Reverse", url_path="reverse", permissions=["operate"], icon="undo")
+    def correct(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        entry = self.required(object_id)
+
+        def perform(given: dict[str, Any]) -> str:
+            reversal = charging.correct(
+                organization_id=entry.organization_id,
+                entry_id=entry.pk,
+                reason=given["reason"],
+                operator=request.user.get_username(),
+                at=clock.now(),
+            )
+            return f"Entry {entry.pk} is undone by entry {reversal.pk}."
+
+        return self.act_on_form(
+            request,
+            form=CorrectionForm(request.POST or None),
+            title="Reverse",
+            explanation=f"A new entry undoes this one: {entry.kind}, {money.text(entry.amount)} {entry.currency}.",
+            perform=perform,
+            back_to=entry.pk,
+        )
+
+
+@admin.register(MeterEvent)
+class MeterEventAdmin(OfOrganizationAdmin):
+    list_display = [
+        "occurred_at",
+        "organization",
+        "meter",
+        "model",
+        "quantity",
+        "unit",
+        "subject",
+        "api_key_id",
+    ]
+    list_filter = ["meter", "source", "model"]
+    search_fields = ["=id", "organization__id", "=subject", "=source_key", "=request_id", "=api_key_id"]
+    date_hierarchy = "occurred_at"
+    ordering = ["-occurred_at"]
+
+
+@admin.register(Hold)
+class HoldAdmin(OfOrganizationAdmin):
+    list_display = ["created_at", "organization", "kind", "amount", "state", "purse", "subject", "closed_at"]
+    list_filter = ["state", "kind"]
+    list_select_related = ["organization", "purse"]
+    search_fields = ["=reference", "organization__id", "organization__name", "=subject"]
+    date_hierarchy = "created_at"
+    ordering = ["-id"]
+
+
+class StorageLineInline(TabularInline):
+    model = StorageLine
+    fields = ["first_minute", "end_minute", "unit_price", "amount"]
+    readonly_fields = fields
+    ordering = ["first_minute"]
+    extra = 0
+    per_page = ROWS_PER_PAGE
+    can_delete = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+@admin.register(StorageSegment)
+class StorageSegmentAdmin(OfOrganizationAdmin):
+    list_display = [
+        "started_at",
+        "organization",
+        "subject",
+        "model",
+        "tokens",
+        "ends_at",
+        "closed_at",
+        "billed_minutes",
+    ]
+    list_filter = [("closed_at", admin.EmptyFieldListFilter), "model"]
+    search_fields = ["=subject", "organization__id", "organization__name"]
+    date_hierarchy = "started_at"
+    ordering = ["-id"]
+    inlines = [StorageLineInline]
+
+
+@admin.register(StorageLine)
+class StorageLineAdmin(ReadOnlyAdmin):
+    list_display = ["segment", "first_minute", "end_minute", "unit_price", "amount"]
+    list_select_related = ["segment"]
+    search_fields = ["=segment__subject", "segment__organization__id"]
+    date_hierarchy = "meter_event__occurred_at"
+    ordering = ["-id"]
+
+
+class AddOnlyAdmin(ReadOnlyAdmin):
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return ModelAdmin.has_add_permission(self, request)
+
+
+@admin.register(PricedItem)
+class PricedItemAdmin(AddOnlyAdmin):
+    list_display = ["meter", "model", "currency"]
+    list_filter = ["meter", "currency"]
+    search_fields = ["model"]
+    ordering = ["meter", "model"]
+
+
+@admin.register(Price)
+class PriceAdmin(AddOnlyAdmin):
+    """A new price is announced for a time to come; what was in force then ends. Nothing else can be done to it."""
+
+    form = PriceForm
+    list_display = ["priced_item", "per_million", "valid_from", "valid_to"]
+    list_filter = ["priced_item__meter", "priced_item__currency", ("valid_to", admin.EmptyFieldListFilter)]
+    list_select_related = ["priced_item"]
+    search_fields = ["priced_item__model"]
+    date_hierarchy = "valid_from"
+    ordering = ["-valid_from", "priced_item"]
+
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+        announced = ["priced_item", "per_million", "valid_from"]
+        return [*announced, "valid_to", "created_at"] if obj else announced
+
+    def save_model(self, request: HttpRequest, obj: Price, form: Any, change: bool) -> None:
+        item = obj.priced_item
+        published = price_book.publish(
+            meter=item.meter,
+            model=item.model,
+            currency=item.currency,
+            per_million=obj.per_million,
+            valid_from=obj.valid_from,
+        )
+        obj.pk = published.pk
+        if item.meter == Meter.STORAGE:
+            transaction.on_commit(storage.reprice)
