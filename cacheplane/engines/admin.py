@@ -23,7 +23,7 @@ from cacheplane.errors import Conflict
 
 
 def _is_leased() -> Q:
-    return Q(lease_until__gt=Now())
+    return Q(lease_until__isnull=False, lease_until__gt=Now())
 
 
 class EngineSlotInline(TabularInline):

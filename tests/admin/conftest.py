@@ -1,4 +1,4 @@
-"""An instance with something in every table, made by the code that fills them in life; no engine is asked."""
+"""Something in every table, made by the code that fills them in life; no engine is asked."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def operator(client: Client, db: None) -> Client:
 
 
 @dataclass(frozen=True)
-class Instance:
-    """One engine and one organization that can pay, with what it takes to give it cache objects."""
+class PayingOrganization:
+    """An organization with money and an engine, and what it takes to give it cache objects of every status."""
 
     engine: Engine
     new: NewOrganization
@@ -114,11 +114,11 @@ class Instance:
 
 
 @pytest.fixture
-def instance(db: None) -> Instance:
-    return make_instance("Acme")
+def organization(db: None) -> PayingOrganization:
+    return _make("Acme")
 
 
-def make_instance(name: str) -> Instance:
+def _make(name: str) -> PayingOrganization:
     engine, _ = Engine.objects.get_or_create(
         name="default",
         defaults={
@@ -149,17 +149,17 @@ def make_instance(name: str) -> Instance:
             idempotency_key=f"test:{new.organization.id}:{purse}",
             at=clock.now(),
         )
-    return Instance(engine=engine, new=new)
+    return PayingOrganization(engine=engine, new=new)
 
 
 @pytest.fixture
-def fill(db: None) -> Callable[[str], Instance]:
+def fill(db: None) -> Callable[[str], PayingOrganization]:
     """Makes an organization with something in every table that an organization has rows in."""
     return _fill
 
 
-def _fill(name: str) -> Instance:
-    made = make_instance(name)
+def _fill(name: str) -> PayingOrganization:
+    made = _make(name)
     made.one_of_each()
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)

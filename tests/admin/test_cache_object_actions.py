@@ -53,8 +53,8 @@ def _creations(row: CacheObject) -> int:
 
 
 @pytest.mark.parametrize("state", ["active", "pending"])
-def test_an_object_is_expired_now(operator: Client, instance: Any, state: str):
-    row = getattr(instance, state)()
+def test_an_object_is_expired_now(operator: Client, organization: Any, state: str):
+    row = getattr(organization, state)()
     assert _act(operator, "expire", row).status_code == 302
     row.refresh_from_db()
     assert (row.status, row.kv_state_id, row.segment_id, row.hold_reference) == (EXPIRED, None, None, None)
@@ -66,16 +66,16 @@ def test_an_object_is_expired_now(operator: Client, instance: Any, state: str):
 
 @pytest.mark.parametrize("state", ["expired", "failed"])
 def test_what_has_ended_is_not_expired_again_and_the_form_says_why(
-    operator: Client, instance: Any, state: str
+    operator: Client, organization: Any, state: str
 ):
-    row = getattr(instance, state)()
+    row = getattr(organization, state)()
     assert "can be expired" in _complaint(_act(operator, "expire", row))
     assert _audited(row) == []
 
 
 @pytest.mark.parametrize("state", ["active", "pending"])
-def test_an_object_that_lives_is_extended_from_now_on(operator: Client, instance: Any, state: str):
-    row = getattr(instance, state)(ttl_seconds=60)
+def test_an_object_that_lives_is_extended_from_now_on(operator: Client, organization: Any, state: str):
+    row = getattr(organization, state)(ttl_seconds=60)
     assert _act(operator, "extend", row, ttl_seconds="7200").status_code == 302
     row.refresh_from_db()
     assert row.status == state
@@ -86,8 +86,10 @@ def test_an_object_that_lives_is_extended_from_now_on(operator: Client, instance
 
 @pytest.mark.parametrize("action", ["extend", "recompute"])
 @pytest.mark.parametrize("state", ["expired", "failed"])
-def test_an_ended_object_is_revived_through_pending(operator: Client, instance: Any, state: str, action: str):
-    row = getattr(instance, state)()
+def test_an_ended_object_is_revived_through_pending(
+    operator: Client, organization: Any, state: str, action: str
+):
+    row = getattr(organization, state)()
     assert _act(operator, action, row, ttl_seconds="600").status_code == 302
     row.refresh_from_db()
     assert (row.status, row.creation_fee_due, row.attempts) == (PENDING, True, 0)
@@ -95,8 +97,8 @@ def test_an_ended_object_is_revived_through_pending(operator: Client, instance: 
     assert _audited(row) == [_entry(f"cache_object.{action}", row)]
 
 
-def test_an_active_object_is_recomputed_free_of_charge_and_keeps_its_end(operator: Client, instance: Any):
-    row = instance.active()
+def test_an_active_object_is_recomputed_free_of_charge_and_keeps_its_end(operator: Client, organization: Any):
+    row = organization.active()
     ends, kv_id = row.expired_at, row.kv_state_id
     assert _act(operator, "recompute", row, ttl_seconds="600").status_code == 302
     row.refresh_from_db()
@@ -106,15 +108,17 @@ def test_an_active_object_is_recomputed_free_of_charge_and_keeps_its_end(operato
     assert _audited(row) == [_entry("cache_object.recompute", row)]
 
 
-def test_a_pending_object_is_not_recomputed_and_the_form_says_why(operator: Client, instance: Any):
-    row = instance.pending()
+def test_a_pending_object_is_not_recomputed_and_the_form_says_why(operator: Client, organization: Any):
+    row = organization.pending()
     assert "pending" in _complaint(_act(operator, "recompute", row, ttl_seconds="600"))
     assert _audited(row) == []
 
 
 @pytest.mark.parametrize("action", ["extend", "recompute"])
-def test_a_revival_that_cannot_be_paid_is_refused_in_the_form(operator: Client, instance: Any, action: str):
-    row = instance.failed()
+def test_a_revival_that_cannot_be_paid_is_refused_in_the_form(
+    operator: Client, organization: Any, action: str
+):
+    row = organization.failed()
     CacheObject.objects.filter(pk=row.pk).update(tokens=2_000_000_000)
     at = clock.now()
     free = accounts.balance(row.organization_id, at).available
@@ -128,9 +132,9 @@ def test_a_revival_that_cannot_be_paid_is_refused_in_the_form(operator: Client, 
 
 @pytest.mark.parametrize("ttl_seconds", ["0", "-1", "", "1.5", "2592001", "9" * 40])
 def test_a_lifetime_that_the_tier_does_not_allow_is_refused_in_the_form(
-    operator: Client, instance: Any, ttl_seconds: str
+    operator: Client, organization: Any, ttl_seconds: str
 ):
-    row = instance.active()
+    row = organization.active()
     answer = _act(operator, "extend", row, ttl_seconds=ttl_seconds)
     assert "ttl_seconds" in answer.context["form"].errors
     assert _audited(row) == []
@@ -138,8 +142,8 @@ def test_a_lifetime_that_the_tier_does_not_allow_is_refused_in_the_form(
 
 @pytest.mark.parametrize("action", ["expire", "extend", "recompute"])
 @pytest.mark.parametrize("reason", ["", "   ", "x" * 501])
-def test_nothing_happens_without_a_reason(operator: Client, instance: Any, action: str, reason: str):
-    row = instance.active()
+def test_nothing_happens_without_a_reason(operator: Client, organization: Any, action: str, reason: str):
+    row = organization.active()
     answer = _act(operator, action, row, ttl_seconds="600", reason=reason)
     assert answer.status_code == 200 and answer.context["form"].errors
     row.refresh_from_db()
@@ -148,8 +152,8 @@ def test_nothing_happens_without_a_reason(operator: Client, instance: Any, actio
 
 
 @pytest.mark.parametrize("action", ["expire", "extend", "recompute"])
-def test_an_object_that_is_gone_is_a_404(operator: Client, instance: Any, action: str):
-    row = instance.pending()
+def test_an_object_that_is_gone_is_a_404(operator: Client, organization: Any, action: str):
+    row = organization.pending()
     url = _url(action, row)
     CacheObject.objects.filter(pk=row.pk).delete()
     assert operator.get(url).status_code == 404
@@ -157,8 +161,8 @@ def test_an_object_that_is_gone_is_a_404(operator: Client, instance: Any, action
 
 
 @pytest.mark.parametrize("action", ["expire", "extend", "recompute"])
-def test_who_may_only_look_may_not_act(client: Client, instance: Any, action: str):
-    row = instance.active()
+def test_who_may_only_look_may_not_act(client: Client, organization: Any, action: str):
+    row = organization.active()
     reader = get_user_model().objects.create_user("rita", is_staff=True)
     reader.user_permissions.add(Permission.objects.get(codename="view_cacheobject"))
     client.force_login(reader)
@@ -170,8 +174,8 @@ def test_who_may_only_look_may_not_act(client: Client, instance: Any, action: st
     assert row.status == ACTIVE
 
 
-def test_a_post_without_the_forms_token_is_refused(instance: Any):
-    row = instance.active()
+def test_a_post_without_the_forms_token_is_refused(organization: Any):
+    row = organization.active()
     client = Client(enforce_csrf_checks=True)
     client.force_login(get_user_model().objects.create_superuser("eve"))
     assert client.post(_url("expire", row), {"reason": "x"}).status_code == 403
@@ -179,8 +183,8 @@ def test_a_post_without_the_forms_token_is_refused(instance: Any):
     assert row.status == ACTIVE
 
 
-def test_the_list_shows_the_status_of_now_and_not_the_one_written_last(operator: Client, instance: Any):
-    over, alive = instance.active(), instance.active()
+def test_the_list_shows_the_status_of_now_and_not_the_one_written_last(operator: Client, organization: Any):
+    over, alive = organization.active(), organization.active()
     CacheObject.objects.filter(pk=over.pk).update(expired_at=clock.now() - timedelta(seconds=1))
     listing = reverse("admin:caching_cacheobject_changelist")
     shown = {row.pk: row.status_at(row.read_at) for row in operator.get(listing).context["cl"].result_list}
@@ -190,8 +194,8 @@ def test_the_list_shows_the_status_of_now_and_not_the_one_written_last(operator:
         assert [row.pk for row in found] == expected
 
 
-def test_texts_are_folded_away_escaped_and_cut(operator: Client, instance: Any):
-    row = instance.pending()
+def test_texts_are_folded_away_escaped_and_cut(operator: Client, organization: Any):
+    row = organization.pending()
     content = "<script>alert(1)</script>" + "灯塔" * 20_000
     CacheObject.objects.filter(pk=row.pk).update(messages=[{"role": "system", "content": content}])
     page = operator.get(reverse("admin:caching_cacheobject_change", args=[row.pk])).content.decode()
@@ -200,7 +204,7 @@ def test_texts_are_folded_away_escaped_and_cut(operator: Client, instance: Any):
     assert page.count("灯塔") < 20_000
 
 
-def test_the_list_reads_no_texts(operator: Client, instance: Any):
-    instance.pending()
+def test_the_list_reads_no_texts(operator: Client, organization: Any):
+    organization.pending()
     listing = operator.get(reverse("admin:caching_cacheobject_changelist"))
     assert {"messages", "tools"} <= listing.context["cl"].result_list[0].get_deferred_fields()

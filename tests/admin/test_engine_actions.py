@@ -28,8 +28,8 @@ def _lease(engine: Engine) -> slots.SlotLease | None:
     return slots.lease_for_call(engine_id=engine.pk, owner="call-1", seconds=30, wanted=None)
 
 
-def test_a_drained_engine_gets_no_call_until_it_is_taken_back(operator: Client, instance: Any):
-    engine = instance.engine
+def test_a_drained_engine_gets_no_call_until_it_is_taken_back(operator: Client, organization: Any):
+    engine = organization.engine
     assert _act(operator, DRAIN, engine.pk).status_code == 302
     assert _lease(engine) is None
     with pytest.raises(EngineOverloaded):
@@ -45,30 +45,30 @@ def test_a_drained_engine_gets_no_call_until_it_is_taken_back(operator: Client, 
 
 @pytest.mark.parametrize(("action", "is_draining"), [(DRAIN, True), (UNDRAIN, False)])
 def test_what_stands_so_already_is_said_in_the_form(
-    operator: Client, instance: Any, action: str, is_draining: bool
+    operator: Client, organization: Any, action: str, is_draining: bool
 ):
     Engine.objects.update(is_draining=is_draining)
-    answer = _act(operator, action, instance.engine.pk)
+    answer = _act(operator, action, organization.engine.pk)
     assert answer.status_code == 200
     assert "already" in " ".join(answer.context["form"].non_field_errors())
-    assert not AuditEntry.objects.filter(subject=instance.engine.name).exists()
+    assert not AuditEntry.objects.filter(subject=organization.engine.name).exists()
 
 
-def test_an_engine_is_not_drained_without_a_reason(operator: Client, instance: Any):
-    assert _act(operator, DRAIN, instance.engine.pk, reason=" ").context["form"].errors
-    instance.engine.refresh_from_db()
-    assert not instance.engine.is_draining
+def test_an_engine_is_not_drained_without_a_reason(operator: Client, organization: Any):
+    assert _act(operator, DRAIN, organization.engine.pk, reason=" ").context["form"].errors
+    organization.engine.refresh_from_db()
+    assert not organization.engine.is_draining
 
 
-def test_the_lists_say_which_slots_are_in_use(operator: Client, instance: Any):
-    assert _lease(instance.engine) is not None
+def test_the_lists_say_which_slots_are_in_use(operator: Client, organization: Any):
+    assert _lease(organization.engine) is not None
     page = operator.get(reverse("admin:engines_engine_changelist"))
     assert [row.leased_slots for row in page.context["cl"].result_list] == [1]
     rows = operator.get(reverse("admin:engines_engineslot_changelist")).context["cl"].result_list
     assert sorted(row.is_leased for row in rows) == [False, True]
 
 
-def test_a_name_is_added_changed_and_withdrawn_each_with_a_reason(operator: Client, instance: Any):
+def test_a_name_is_added_changed_and_withdrawn_each_with_a_reason(operator: Client, organization: Any):
     fields = {"family": "moonshot-v1", "window_tokens": "32768", "owned_by": "us"}
     add = reverse("admin:engines_servedmodel_add")
     assert operator.post(add, {"name": "moonshot-v1-64k", **fields}).status_code == 200, "no reason given"
@@ -87,7 +87,9 @@ def test_a_name_is_added_changed_and_withdrawn_each_with_a_reason(operator: Clie
     assert [entry.reason for entry in entries] == ["asked for", "more room", "retired"]
 
 
-def test_a_name_with_a_wider_window_than_any_engine_is_refused_in_the_form(operator: Client, instance: Any):
+def test_a_name_with_a_wider_window_than_any_engine_is_refused_in_the_form(
+    operator: Client, organization: Any
+):
     answer = operator.post(
         reverse("admin:engines_servedmodel_add"),
         {"name": "m", "family": "f", "window_tokens": "131073", "owned_by": "us", "reason": "x"},
