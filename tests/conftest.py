@@ -255,6 +255,12 @@ class Client:
         assert made.status == 200, made.body
         return self.wait_until(made.json["id"], "active")
 
+    def expired(self, text: str = "You answer shortly.", **fields: Any) -> dict[str, Any]:
+        """A cache object that was active and has come to its end."""
+        made = self.active(text, **fields)
+        assert self.request("PUT", f"/v1/caching/{made['id']}", {"ttl": 1}).status == 200
+        return self.wait_until(made["id"], "expired")
+
     def chat(self, *messages: dict[str, Any], headers: dict[str, str] | None = None, **fields: Any) -> Answer:
         body = {"model": MODEL_8K, "messages": list(messages), "max_tokens": 4} | fields
         return self.request("POST", "/v1/chat/completions", body, headers=headers)

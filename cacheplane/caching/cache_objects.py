@@ -143,12 +143,19 @@ def _check_total(caller: Caller, *, tokens: int, at: datetime) -> None:
         )
 
 
+def _possible(cache_id: str) -> str:
+    """An id to ask the database for, which takes no NUL. Raises NotFound."""
+    if "\0" in cache_id:
+        raise NotFound("Not found the cache object")
+    return cache_id[:64]
+
+
 def get(caller: Caller, cache_id: str) -> CacheObject:
     """The caller's object. Raises NotFound, for absent and for foreign ids alike."""
     row = (
         CacheObject.objects.of(caller.organization_id)
         .with_what_decides_status()
-        .filter(id=cache_id[:64])
+        .filter(id=_possible(cache_id))
         .first()
     )
     if row is None:
@@ -197,7 +204,7 @@ def update(
     check_end(caller, ttl_seconds=ttl_seconds, expired_at=expired_at, at=clock.now())
     return lifecycle.extend(
         caller.organization_id,
-        cache_id[:64],
+        _possible(cache_id),
         actor=caller.api_key_id,
         ttl_seconds=ttl_seconds,
         expired_at=expired_at,
@@ -206,4 +213,4 @@ def update(
 
 
 def delete(caller: Caller, cache_id: str) -> None:
-    lifecycle.delete(caller.organization_id, cache_id[:64], actor=caller.api_key_id)
+    lifecycle.delete(caller.organization_id, _possible(cache_id), actor=caller.api_key_id)
