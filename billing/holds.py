@@ -63,6 +63,7 @@ def _set_aside(
     at: datetime,
 ) -> None:
     """A hold of nothing (the work is free) is a row of zero, so that it can be closed like any other."""
+    amount = money.exact(amount)
     if amount < ZERO:
         raise ValueError("A hold is not negative.")
     accounts.require(account, purses, amount, at=at)

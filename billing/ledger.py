@@ -72,7 +72,7 @@ class Budget:
     """Which purses may pay, in order, and how much of each. What is taken is gone from it."""
 
     def __init__(self, limits: Iterable[tuple[Purse, Decimal]], *, cap: Decimal | None = None) -> None:
-        self._limits = [[purse, limit] for purse, limit in limits]
+        self._limits = list(limits)
         self._cap = cap
 
     def take(self, amount: Decimal) -> list[tuple[Purse, Decimal]]:
@@ -81,11 +81,10 @@ class Budget:
             amount = min(amount, self._cap)
             self._cap = money.subtract(self._cap, amount)
         parts = []
-        for entry in self._limits:
-            purse, limit = entry
+        for i, (purse, limit) in enumerate(self._limits):
             part = min(amount, limit)
             if part > ZERO:
-                entry[1] = money.subtract(limit, part)
+                self._limits[i] = (purse, money.subtract(limit, part))
                 amount = money.subtract(amount, part)
                 parts.append((purse, part))
         return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import uuid
 from datetime import timedelta
 from decimal import Decimal
@@ -74,6 +75,11 @@ def test_a_hold_of_nothing_can_be_closed_like_any_other(payer):
 def test_a_negative_hold_is_refused(payer):
     with pytest.raises(ValueError, match="negative"):
         payer.hold(-1)
+
+
+def test_a_hold_in_finer_steps_than_money_is_refused_not_rounded(payer):
+    with pytest.raises(decimal.Inexact):
+        payer.hold("0.0000000001")
 
 
 def test_a_hold_takes_vouchers_first_and_the_first_to_expire_before_others(payer):

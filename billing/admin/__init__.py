@@ -18,7 +18,7 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 
 from billing import accounts, charging, clock, money, price_book, storage
-from billing.admin_forms import CorrectionForm, PriceForm, RechargeForm
+from billing.admin.forms import CorrectionForm, PriceForm, RechargeForm
 from billing.errors import BillingError
 from billing.models import (
     BillingAccount,
