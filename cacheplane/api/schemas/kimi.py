@@ -326,8 +326,8 @@ def _cache_reference(raw: ChatCompletions) -> CacheReference:
         )
     options: dict[str, str] = {}
     for part in message.content.split(";"):
-        name, equals, value = part.partition("=")
-        if not equals or name in options or name not in ("cache_id", "reset_ttl", "dry_run"):
+        name, _equals, value = part.partition("=")
+        if not value or name in options or name not in ("cache_id", "reset_ttl", "dry_run"):
             taken = "cache_id=ID, reset_ttl=SECONDS and dry_run=1, joined by ';'"
             raise _refuse("messages[0].content", message.content[:200], taken)
         options[name] = value
