@@ -118,6 +118,7 @@ class Up:
 
     def run(self) -> None:
         """Start everything, print the ready block, watch. Raises Stopped or LauncherError; stops all first."""
+        os.umask(0o077)  # all that this and its children write is their owner's only
         self._data.open()
         port = _free_port(self._options.host, self._options.port)
         if not self._given.get("ENGINE_URL"):
