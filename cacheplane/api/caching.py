@@ -18,6 +18,7 @@ from cacheplane.api.pagination import page_from
 from cacheplane.api.schemas import kimi
 from cacheplane.caching import cache_objects
 from cacheplane.caching.cache_objects import NewCacheObject
+from cacheplane.caching.digests import sorted_tools
 from cacheplane.caching.models import CacheObject
 from cacheplane.errors import InvalidRequest
 
@@ -33,7 +34,7 @@ def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
         "object": "context_cache_object",
         "model": row.model,
         "messages": row.messages,
-        "tools": row.tools,
+        "tools": sorted_tools(row.tools),
         "name": row.name,
         "description": row.description,
         "metadata": row.metadata,

@@ -15,7 +15,7 @@ from cacheplane import dispatch
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching import lifecycle
-from cacheplane.caching.digests import digest
+from cacheplane.caching.digests import digest, sorted_tools
 from cacheplane.caching.models import ACTIVE, PENDING, CacheObject, new_cache_id
 from cacheplane.chat import Message, Tool
 from cacheplane.engines import http, registry
@@ -47,7 +47,8 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     gates.require(caller, feature=FEATURE, at=clock.now())
     registry.require_family(new.model)
     check_end(caller, ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=clock.now())
-    tokens = count_tokens(new.model, new.messages, new.tools)
+    tools = sorted_tools(new.tools)
+    tokens = count_tokens(new.model, new.messages, tools)
     if tokens > caller.tier.object_tokens_max:
         raise InvalidRequest(
             f"Input token length too long: {tokens} tokens; a cache object of {caller.tier.slug} takes at most "
@@ -73,9 +74,9 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
             description=new.description,
             metadata=new.metadata,
             messages=new.messages,
-            tools=new.tools,
+            tools=tools,
             message_count=len(new.messages),
-            digest=digest(new.messages, new.tools),
+            digest=digest(new.messages, tools),
             tokens=tokens,
             created_at=at,
             expired_at=end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at),

@@ -19,6 +19,7 @@ from django.conf import settings
 
 from billing.errors import BillingError
 from cacheplane.caching import lifecycle
+from cacheplane.caching.digests import sorted_tools
 from cacheplane.caching.lifecycle import Claim
 from cacheplane.caching.models import PENDING, CacheObject
 from cacheplane.engines import http, registry, slots
@@ -118,7 +119,8 @@ def _compute(
     if row is None:
         raise ClaimLost
     tokens = http.call(
-        adapter.prefix_tokens(row.messages, row.tools), timeout_seconds=settings.CALL_TIMEOUT_SECONDS
+        adapter.prefix_tokens(row.messages, sorted_tools(row.tools)),
+        timeout_seconds=settings.CALL_TIMEOUT_SECONDS,
     )
     expected = store.expected_bytes(engine_id=engine.id, n_tokens=len(tokens))
     store.require_space(engine_id=engine.id, kv_dir=Path(engine.kv_dir), expected_bytes=expected)

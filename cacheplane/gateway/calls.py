@@ -134,7 +134,10 @@ def _meant(caller: Caller, call: Call) -> _Meant:
             f"{named.model_family}"
         )
     request = msgspec.structs.replace(
-        call.request, messages=[*named.messages, *call.request.messages], tools=named.tools
+        call.request,
+        messages=[*named.messages, *call.request.messages],
+        tools=named.tools,
+        tool_choice=call.request.tool_choice if named.tools else None,
     )
     return _Meant(
         request=request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
@@ -152,8 +155,14 @@ def _matched_by_header(caller: Caller, call: Call, serving: Serving, reference: 
         named, call.request.messages, call.request.tools
     ):
         return unmatched
+    # Equal but for the order of keys: what was computed is the object's own form.
+    request = msgspec.structs.replace(
+        call.request,
+        messages=[*named.messages, *call.request.messages[named.message_count :]],
+        tools=named.tools,
+    )
     return _Meant(
-        request=call.request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
+        request=request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 from django.db import connection
 
 from cacheplane.access.callers import Caller
-from cacheplane.caching.digests import digest
+from cacheplane.caching.digests import digest, sorted_tools
 from cacheplane.caching.models import ACTIVE, EXPIRED, PENDING
 from cacheplane.chat import Message, Tool
 from cacheplane.engines.base import KVHandle
@@ -93,7 +93,7 @@ def find(caller: Caller, cache_id: str) -> Prefix:
         model_family=family,
         tokens=tokens,
         messages=msgspec.json.decode(messages),
-        tools=msgspec.json.decode(tools) if tools is not None else None,
+        tools=sorted_tools(msgspec.json.decode(tools)) if tools is not None else None,
         digest=identity,
         message_count=message_count,
         status=status,

@@ -291,7 +291,7 @@ def parse_chat(body: bytes, *, header_reference: CacheReference | None) -> Parse
         stop=_stops(raw.stop),
         seed=raw.seed or None,
         response_format=msgspec.to_builtins(raw.response_format) if raw.response_format else None,
-        tool_choice=raw.tool_choice if tools else None,
+        tool_choice=raw.tool_choice if tools or (reference and reference.is_message) else None,
     )
     options = raw.stream_options
     return ParsedChat(
