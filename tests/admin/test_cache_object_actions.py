@@ -208,3 +208,12 @@ def test_the_list_reads_no_texts(operator: Client, organization: Any):
     organization.pending()
     listing = operator.get(reverse("admin:caching_cacheobject_changelist"))
     assert {"messages", "tools"} <= listing.context["cl"].result_list[0].get_deferred_fields()
+
+
+def test_the_page_of_an_object_leads_to_what_was_counted_for_it(operator: Client, organization: Any):
+    row, _other = organization.active(), organization.active()
+    page = operator.get(reverse("admin:caching_cacheobject_change", args=[row.pk])).content.decode()
+    url = f"{reverse('admin:billing_meterevent_changelist')}?q={row.pk}"
+    assert url in page
+    shown = operator.get(url).context["cl"].result_list
+    assert [(event.meter, event.subject) for event in shown] == [("creation", row.pk)]
