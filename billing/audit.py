@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import connection
+from django.db import connection, transaction
 
 from billing import rating, segments
 from billing.models import BillingAccount, LedgerAccount, StorageSegment
@@ -37,7 +37,18 @@ def register(name: str, function: Check) -> None:
 
 
 def violations(at: datetime) -> list[Violation]:
-    """All broken promises, none of which there should be. Exact when no operation runs meanwhile."""
+    """All broken promises, none of which there should be.
+
+    Outside a transaction all questions see one snapshot: what is written meanwhile does not look like a mistake.
+    """
+    if connection.in_atomic_block:
+        return _violations(at)
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        return _violations(at)
+
+
+def _violations(at: datetime) -> list[Violation]:
     found = [
         Violation(invariant=invariant, subject=str(subject), detail=str(detail))
         for invariant, query in QUERIES

@@ -117,12 +117,13 @@ def charge_creation(
 ) -> ChargedCall:
     """Settle a creation's hold into its fee, at the price in force at `at`; the rest of the hold is free again.
 
-    `source_key` names the activation (subject and number): the same one again charges nothing and returns what was
-    charged. Raises HoldNotFound, HoldClosed, NoPrice.
+    `source_key` names the activation (subject and number): the same one again gives the hold back, charges nothing
+    and returns what was charged. Raises HoldNotFound, HoldClosed, NoPrice.
     """
     storage.cut_exhausted(account, at=at)
     purses, parts = accounts.purses_and_hold(account, hold_reference)
     if done := _charged(account, source="creation", source_keys=[source_key]):
+        holds.void(account, reference=hold_reference, at=at)
         return done
     parts = holds.open_parts(parts, hold_reference)
     price = price_book.price_at(meter=Meter.CREATION, model=model, currency=account.currency, at=at)

@@ -59,8 +59,8 @@ def price_at(*, meter: str, model: str, currency: str, at: datetime) -> UnitPric
 
 
 def _read(meter: str, model: str, currency: str, at: datetime) -> UnitPrice:
+    wait_for_announcements()
     with connection.cursor() as cursor:
-        _wait_for_announcements(cursor)
         # age(xmin) > 0: the row is not of the transaction that we are in, which might still be rolled back.
         cursor.execute(
             "SELECT p.id, p.per_million, p.valid_from, p.valid_to, clock_timestamp(), age(p.xmin) > 0"
@@ -90,7 +90,6 @@ def prices_between(
 ) -> tuple[PricePiece, ...]:
     """The prices in force from `first` to `last`, both included, in order. Raises NoPrice if there is a gap."""
     with connection.cursor() as cursor:
-        _wait_for_announcements(cursor)
         cursor.execute(
             "SELECT p.id, p.valid_from, p.valid_to, p.per_million"
             " FROM billing_price p JOIN billing_priceditem i ON i.id = p.priced_item_id"
@@ -114,9 +113,13 @@ def prices_between(
     )
 
 
-def _wait_for_announcements(cursor: object) -> None:
-    """Whoever reads a price waits for an announcement that is just being made, and the other way round."""
-    cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [ANNOUNCEMENT_LOCK])  # type: ignore[attr-defined]
+def wait_for_announcements() -> None:
+    """Until the end of the caller's transaction no price is announced; one that is being announced is waited for.
+
+    For who reads prices and writes down what follows from them where `storage.reprice` could not yet find it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [ANNOUNCEMENT_LOCK])
 
 
 def publish(*, meter: str, model: str, currency: str, per_million: Decimal, valid_from: datetime) -> Price:

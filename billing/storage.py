@@ -13,7 +13,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, clock, ledger, money, rating, segments
+from billing import accounts, clock, ledger, money, price_book, rating, segments
 from billing.accounts import CutStorage, LockedAccount
 from billing.errors import InsufficientFunds, SegmentClosed, SegmentOpen
 from billing.ledger import Budget, Charge, Journal, Purse, Row
@@ -54,6 +54,7 @@ def open_segment(
         ends_at=ends_at,
     )
     purses = accounts.purses(account)
+    price_book.wait_for_announcements()
     [span] = segments.spans([row], currency=account.currency)
     spans = [*accounts.open_spans(account), span]
     available = rating.position(spans, accounts.funds(purses), at=at).available

@@ -68,6 +68,7 @@ def test_the_same_activation_is_charged_once(payer):
     again = payer.create("cache-1", tokens=35_000)
     assert again.total == Decimal("0.84")
     assert payer.spent("creation") == Decimal("0.84")
+    assert payer.balance.held == 0
 
 
 def test_the_next_activation_is_charged_again(payer):

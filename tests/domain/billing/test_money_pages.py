@@ -23,7 +23,7 @@ ADD_ONLY = {"price", "priceditem"}
 @pytest.fixture
 def operator(db) -> Client:
     client = Client()
-    client.force_login(get_user_model().objects.create_superuser("ada", "ada@example.org", "x" * 20))
+    client.force_login(get_user_model().objects.create_superuser("ada"))
     return client
 
 

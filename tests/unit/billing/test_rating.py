@@ -160,12 +160,11 @@ def price_in_force(prices: Sequence[PricePiece], at: datetime) -> Decimal:
 
 
 def brute_cost(stored: StoredSpan) -> Decimal:
-    """Minute by minute, the way a bookkeeper would: each one at the price of its first instant."""
-    cost, at = Decimal(0), stored.started_at
-    while at < stored.ends_at or at == stored.started_at:
-        cost += stored.tokens * price_in_force(stored.prices, at)
-        at += 60 * SECOND
-    return cost
+    """Second by whole second, the way a bookkeeper would: each minute at the price of its first instant."""
+    prices = [((p.valid_from - stored.started_at) // SECOND, p.unit_price) for p in reversed(stored.prices)]
+    lived = (stored.ends_at - stored.started_at) // SECOND
+    per_token = sum(next(price for since, price in prices if since <= at) for at in range(0, lived, 60))
+    return stored.tokens * per_token
 
 
 def test_random_intervals_cost_what_brute_force_says_however_often_they_are_settled():
@@ -256,17 +255,17 @@ def random_case(rng: random.Random) -> tuple[list[StoredSpan], list[Fund]]:
 def test_money_runs_out_at_the_minute_that_brute_force_says():
     rng = random.Random(11)
     ends = {True: 0, False: 0}
-    for _ in range(3000):
+    for _ in range(2000):
         spans, funds = random_case(rng)
         expected = brute_exhaustion(spans, funds)
         assert rating.exhausts_at(spans, funds) == expected
         ends[expected is None] += 1
-    assert min(ends.values()) > 300, "both outcomes were tried"
+    assert min(ends.values()) > 200, "both outcomes were tried"
 
 
 def test_the_position_is_what_paying_minute_by_minute_leaves():
     rng = random.Random(12)
-    for _ in range(1000):
+    for _ in range(600):
         spans, funds = random_case(rng)
         end = brute_exhaustion(spans, funds)
         at = START + rng.randrange(5000) * SECOND
