@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
+import msgspec
 import structlog
 from django.conf import settings
 
@@ -89,8 +90,11 @@ class Completion:
         prefix = self.wanted.prefix
         if prefix is not None:
             self.is_hit = reuse and self._reused_all_of(prefix, self.usage.cached_tokens)
-            if reuse and not self.is_hit:
-                log.warning("engine_forgot_prefix", cache_id=prefix.cache_id, cached=self.usage.cached_tokens)
+            if not self.is_hit:
+                if reuse:
+                    log.warning("engine_forgot_prefix", cache_id=prefix.cache_id, cached=self.usage.cached_tokens)
+                # A part of a prefix is no hit: it is neither told nor left out of the price.
+                self.usage = msgspec.structs.replace(self.usage, cached_tokens=0)
 
     @staticmethod
     def _reused_all_of(prefix: Prefix, cached_tokens: int) -> bool:
@@ -111,7 +115,8 @@ class Completion:
     def _count(self, delta: ChatDelta) -> None:
         if delta.usage is None:
             return
-        owned = self.wanted.prefix.kv_tokens if self.wanted.prefix is not None else 0
+        counts_cached = self.is_hit or self.usage is None
+        owned = self.wanted.prefix.kv_tokens if self.wanted.prefix is not None and counts_cached else 0
         self.usage = Usage(
             prompt_tokens=delta.usage.prompt_tokens,
             completion_tokens=delta.usage.completion_tokens,

@@ -42,7 +42,9 @@ def test_a_call_is_answered_and_charged_at_the_models_price(caller):
 def test_each_model_has_its_price(caller, model):
     answer = caller.chat(HELLO, model=model)
     assert answer.json["model"] == model
-    assert sum(books.spent(caller).values()) == books.call_price(answer.json["usage"], is_hit=False, model=model)
+    assert sum(books.spent(caller).values()) == books.call_price(
+        answer.json["usage"], is_hit=False, model=model
+    )
 
 
 def test_a_stream_says_the_same_in_pieces(caller):

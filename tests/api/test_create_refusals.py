@@ -144,7 +144,9 @@ def test_a_deeply_nested_tool_is_taken_whole_or_refused(caller, levels):
         assert left_behind(caller) == []
 
 
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400, "1e-999", "0.1", "12345678901234567890"])
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "1" + "0" * 400, "1e-999", "0.1", "12345678901234567890"]
+)
 def test_numbers_in_a_tool_are_kept_or_refused(caller, number):
     body = (
         '{"model":"moonshot-v1","messages":[{"role":"user","content":"x"}],"ttl":60,"tools":'

@@ -46,7 +46,20 @@ def test_somebody_elses_object_answers_exactly_like_an_absent_one(caller, outsid
 
 @pytest.mark.parametrize(
     "cache_id",
-    ["x", "cache-", "%00", "cache-%00", "%F0%9F%98%80", "%ED%A0%80", "..", "%2e%2e", "a" * 5000, "'--", "%25", " "],
+    [
+        "x",
+        "cache-",
+        "%00",
+        "cache-%00",
+        "%F0%9F%98%80",
+        "%ED%A0%80",
+        "..",
+        "%2e%2e",
+        "a" * 5000,
+        "'--",
+        "%25",
+        " ",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_what_cannot_be_an_id_is_not_found(bystander, method, cache_id):

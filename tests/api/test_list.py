@@ -19,7 +19,10 @@ def listed(caller, **query) -> list[str]:
 @pytest.fixture
 def five(caller) -> list[str]:
     """Ids of five objects, the oldest first."""
-    return [caller.create(f"Number {n}.", metadata={"parity": str(n % 2), "n": str(n)}).json["id"] for n in range(5)]
+    return [
+        caller.create(f"Number {n}.", metadata={"parity": str(n % 2), "n": str(n)}).json["id"]
+        for n in range(5)
+    ]
 
 
 def test_whole_objects_come_the_newest_first(caller, five):
@@ -97,7 +100,12 @@ def test_a_limit_out_of_range_is_refused(bystander, limit):
 
 @pytest.mark.parametrize(
     ("query", "named"),
-    [("order=up", "order: "), ("metadata[k]=%00", "'metadata[k]': "), ("metadata[%00]=v", "'metadata["), ("after=%00", "")],
+    [
+        ("order=up", "order: "),
+        ("metadata[k]=%00", "'metadata[k]': "),
+        ("metadata[%00]=v", "'metadata["),
+        ("after=%00", ""),
+    ],
 )
 def test_each_refusal_names_the_parameter(bystander, query, named):
     refused = bystander.request("GET", f"/v1/caching?{query}")

@@ -122,7 +122,9 @@ def test_many_changes_at_once_leave_one_of_them(caller):
     active = caller.active()
     ttls = list(range(100, 1100, 100))
     with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda ttl: put(caller, active["id"], ttl=ttl, metadata={"ttl": str(ttl)}), ttls))
+        answers = list(
+            pool.map(lambda ttl: put(caller, active["id"], ttl=ttl, metadata={"ttl": str(ttl)}), ttls)
+        )
     assert {answer.status for answer in answers} == {200}
     kept = caller.get(active["id"]).json
     assert kept["status"] == "active"
