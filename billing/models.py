@@ -91,7 +91,12 @@ class LedgerAccount(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     organization = models.ForeignKey(
-        "access.Organization", null=True, blank=True, on_delete=models.PROTECT, related_name="ledger_accounts"
+        "access.Organization",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="ledger_accounts",
+        db_index=False,
     )
     kind = models.CharField(max_length=20, choices=AccountKind)
     currency = models.CharField(max_length=3, choices=CURRENCIES)
