@@ -149,9 +149,13 @@ def test_a_deeply_nested_tool_is_taken_whole_or_refused(caller, levels):
 )
 def test_numbers_in_a_tool_are_kept_or_refused(caller, number):
     body = (
-        '{"model":"moonshot-v1","messages":[{"role":"user","content":"x"}],"ttl":60,"tools":'
-        '[{"type":"function","function":{"name":"f","parameters":{"minimum":%s}}}]}' % number
-    ).encode()
+        (
+            '{"model":"moonshot-v1","messages":[{"role":"user","content":"x"}],"ttl":60,"tools":'
+            '[{"type":"function","function":{"name":"f","parameters":{"minimum":NUMBER}}}]}'
+        )
+        .replace("NUMBER", number)
+        .encode()
+    )
     answer = caller.request("POST", "/v1/caching", body)
     if answer.status == 200:
         sent = json.loads(body)["tools"][0]["function"]["parameters"]["minimum"]
