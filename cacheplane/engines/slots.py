@@ -25,24 +25,27 @@ class SlotLease:
 
 
 # The last slot is the lane of precompute: chats take it only when no other is free, so a prefill seldom waits.
+# MATERIALIZED: joined as a plain sub-select, it may be scanned again for each slot, and take one more each time.
 LEASE = """
+WITH free AS MATERIALIZED (
+    SELECT candidate.id, candidate.resident, candidate.resident_organization
+      FROM engines_engineslot AS candidate
+      JOIN engines_engine AS engine ON engine.id = candidate.engine_id
+     WHERE candidate.engine_id = %(engine_id)s
+       AND NOT engine.is_draining
+       AND (candidate.lease_until IS NULL OR candidate.lease_until < clock_timestamp())
+       AND (NOT %(prefill)s OR candidate.index = engine.total_slots - 1)
+     ORDER BY (candidate.resident IS NOT NULL AND candidate.resident = %(wanted)s::uuid) DESC,
+              (candidate.index = engine.total_slots - 1),
+              (candidate.resident IS NULL) DESC,
+              candidate.last_used_at NULLS FIRST
+     LIMIT 1
+       FOR UPDATE OF candidate SKIP LOCKED)
 UPDATE engines_engineslot AS slot
    SET lease_owner = %(owner)s,
        lease_until = clock_timestamp() + make_interval(secs => %(seconds)s),
        last_used_at = clock_timestamp()
-  FROM (SELECT candidate.id, candidate.resident, candidate.resident_organization
-          FROM engines_engineslot AS candidate
-          JOIN engines_engine AS engine ON engine.id = candidate.engine_id
-         WHERE candidate.engine_id = %(engine_id)s
-           AND NOT engine.is_draining
-           AND (candidate.lease_until IS NULL OR candidate.lease_until < clock_timestamp())
-           AND (NOT %(prefill)s OR candidate.index = engine.total_slots - 1)
-         ORDER BY (candidate.resident IS NOT NULL AND candidate.resident = %(wanted)s::uuid) DESC,
-                  (candidate.index = engine.total_slots - 1),
-                  (candidate.resident IS NULL) DESC,
-                  candidate.last_used_at NULLS FIRST
-         LIMIT 1
-           FOR UPDATE OF candidate SKIP LOCKED) AS free
+  FROM free
  WHERE slot.id = free.id
 RETURNING slot.id, slot.engine_id, slot.index, free.resident, free.resident_organization
 """
@@ -119,6 +122,18 @@ def is_resident_anywhere(*, engine_id: int, resident: UUID) -> bool:
             [engine_id, resident],
         )
         return cursor.fetchone() is not None
+
+
+def seize(*, engine_id: int, owner: str, seconds: float) -> None:
+    """Take all slots of an engine, leased or not: whoever had one finds its lease gone when it looks."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE engines_engineslot
+                  SET lease_owner = %s, lease_until = clock_timestamp() + make_interval(secs => %s),
+                      resident = NULL, resident_organization = %s
+                WHERE engine_id = %s""",
+            [owner, seconds, UNKNOWN_ORGANIZATION, engine_id],
+        )
 
 
 def renew(lease: SlotLease, *, seconds: float) -> bool:
