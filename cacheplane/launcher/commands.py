@@ -49,8 +49,17 @@ def _dispatch(command: str, argv: list[str]) -> int:
 def _django(argv: list[str]) -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cacheplane.settings")
     from django.core.management import execute_from_command_line
+    from django.db import OperationalError
 
     if len(argv) == 1 or argv[1:] == ["help"]:
         print(OWN_COMMANDS)
-    execute_from_command_line(argv)
+    try:
+        execute_from_command_line(argv)
+    except OperationalError as error:
+        if "--traceback" in argv:
+            raise
+        raise LauncherError(
+            f"The database did not serve this ({str(error).splitlines()[0]}): start the instance with `manage.py up`, "
+            f"or name the folder of a running one in DATA_DIR."
+        ) from error
     return 0

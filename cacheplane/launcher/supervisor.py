@@ -77,6 +77,7 @@ class Supervisor:
         self._log_dir = log_dir
         self._say = say
         self._children: dict[str, _Child] = {}
+        self._steps: dict[str, subprocess.Popen[bytes]] = {}
         self._signals = 0
         self._logs_checked_at = 0.0
         self.on_change: Callable[[dict[str, int]], None] = lambda pids: None
@@ -106,8 +107,19 @@ class Supervisor:
 
         Raises ServiceFailed when it fails, Stopped on a signal.
         """
+        self.begin_step(name, command, environment)
+        self.finish_step(name)
+
+    def begin_step(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start a command that `finish_step` waits for; other steps can run meanwhile."""
         with self.log_of(name).open("ab") as output:
-            self._run_to_end(name, processes.spawn(command, environment=environment, output=output))
+            self._steps[name] = processes.spawn(command, environment=environment, output=output)
+
+    def finish_step(self, name: str) -> None:
+        """Wait for a step that was begun, if it was. Raises as `run_step`."""
+        process = self._steps.pop(name, None)
+        if process is not None:
+            self._run_to_end(name, process)
 
     def ask(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> str:
         """As `run_step`, but return what the command wrote to stdout: it may be secret and stays out of logs."""
@@ -148,7 +160,10 @@ class Supervisor:
             time.sleep(TICK_SECONDS)
 
     def stop(self, order: Sequence[str]) -> None:
-        """Stop the services in this order and reap them; a second signal kills what is left."""
+        """Stop unfinished steps, then the services in this order, and reap them; a second signal kills the rest."""
+        while self._steps:
+            _, step = self._steps.popitem()
+            processes.stop(step, stop_signal=signal.SIGTERM, timeout_seconds=STEP_STOP_TIMEOUT_SECONDS)
         heard = self._signals
         for name in order:
             child = self._children.pop(name, None)

@@ -167,14 +167,15 @@ class Up:
         }
 
     def _start(self, environment: dict[str, str], secrets: dict[str, str], port: int) -> FirstRun:
+        if not self._given.get("ENGINE_URL"):
+            environment["MODEL"] = str(self._model(environment))
         if not environment.get("DATABASE_URL"):
             self._say("starting PostgreSQL")
             environment["DATABASE_URL"] = self._start_postgres()
-        if not self._given.get("ENGINE_URL"):
-            environment["MODEL"] = str(self._model(environment))
         self._data.write_environment({name: environment[name] for name in EXPORTED if name in environment})
         self._say("bringing the database's tables up to date")
         self._supervisor.run_step("migrate", _manage("migrate", "--no-input"), environment)
+        self._supervisor.finish_step("make_model")
         if not self._given.get("ENGINE_URL"):
             self._say(f"starting the engine with {environment['MODEL']}")
             self._supervisor.start(self._engine(environment))
@@ -203,7 +204,7 @@ class Up:
         return cluster.url(DATABASE_NAME)
 
     def _model(self, environment: Mapping[str, str]) -> Path:
-        """The model's file: the one that was given, else the preset's, generated once."""
+        """The model's file: the one that was given, else the preset's, whose generation may still go on."""
         if self._given.get("MODEL"):
             given = Path(self._given["MODEL"]).resolve()
             if not given.is_file() or not os.access(given, os.R_OK):
@@ -216,7 +217,7 @@ class Up:
         if not generated.exists():
             self._say(f"generating the {preset} model, once")
             arguments = ("--preset", preset, "--out", str(generated), "--seed", str(MODEL_SEED))
-            self._supervisor.run_step("make_model", _manage("make_model", *arguments), environment)
+            self._supervisor.begin_step("make_model", _manage("make_model", *arguments), environment)
         return generated
 
     def _engine(self, environment: Mapping[str, str]) -> Service:
