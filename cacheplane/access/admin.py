@@ -16,7 +16,13 @@ from django.utils.html import format_html
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 
-from cacheplane.access import api_keys, audit, gates, organizations
+from cacheplane.access import (
+    admin_operators,  # noqa: F401  (registers its pages)
+    api_keys,
+    audit,
+    gates,
+    organizations,
+)
 from cacheplane.access.admin_actions import (
     GateForm,
     IssueKeyForm,
