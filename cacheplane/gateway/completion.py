@@ -74,6 +74,7 @@ class Completion:
         self._lost_kv_reason: str | None = None
         self._proved_at: datetime | None = None
         self._succeeded = False
+        self._engine_failed = False
 
     async def start(self) -> None:
         """Get a slot, put the prefix into it, and wait for the first step of the answer. Raises EngineError."""
@@ -107,9 +108,14 @@ class Completion:
         assert self._stream is not None
         for delta in self._opening:
             yield delta
-        async for delta in self._stream:
-            self._count(delta)
-            yield delta
+        try:
+            async for delta in self._stream:
+                self._count(delta)
+                yield delta
+        except EngineError:
+            # The answer is not whole, and not by the caller's doing: nothing of it is charged.
+            self._engine_failed = True
+            raise
         self._succeeded = True
 
     def _count(self, delta: ChatDelta) -> None:
@@ -179,7 +185,7 @@ class Completion:
         if self._lease is None and self._leasing is not None:
             self._lease = await self._leasing
         outcome = Outcome(
-            usage=self.usage,
+            usage=None if self._engine_failed else self.usage,
             is_hit=self.is_hit,
             started_at=self._started_at,
             lost_kv_reason=self._lost_kv_reason,
@@ -202,8 +208,8 @@ class Completion:
         admission.settle(self.caller, self.wanted, outcome, reset_ttl=reset_ttl)
 
     def _release_slot(self, lease: SlotLease) -> None:
-        if self.usage is None:
-            # The engine was broken off before it said anything: nobody knows what the slot holds.
+        if self.usage is None or self._engine_failed:
+            # The engine broke off, or was broken off before it said anything: nobody knows what the slot holds.
             slots.release(lease, resident=None, resident_organization=UNKNOWN_ORGANIZATION)
             return
         resident = self.wanted.prefix.kv_id if self.is_hit and self.wanted.prefix is not None else None
