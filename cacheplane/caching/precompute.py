@@ -27,13 +27,14 @@ from cacheplane.engines.base import Engine as EngineAdapter
 from cacheplane.engines.base import KVHandle
 from cacheplane.engines.models import Engine
 from cacheplane.engines.slots import SlotLease
-from cacheplane.errors import ControlPlaneError, EngineTimeout, InvalidRequest
+from cacheplane.errors import ControlPlaneError, EngineError, EngineTimeout, InvalidRequest
 from cacheplane.kv import store
 from cacheplane.kv.store import SavedKV
 
 log = structlog.get_logger(__name__)
 
 DROP_TIMEOUT_SECONDS = 30.0
+HEALTH_TIMEOUT_SECONDS = 5.0
 PROGRESS_SECONDS = 0.5
 """How often the progress of a prefill is written down; leases are renewed by the same beat."""
 
@@ -59,7 +60,7 @@ def drain() -> int:
             return done
         worked = 0
         try:
-            while claim := lifecycle.claim_next(owner=owner):
+            while _may_go_on(engine, lease) and (claim := lifecycle.claim_next(owner=owner)):
                 worked += 1
                 done += run(claim, engine=engine, lease=lease)
         finally:
@@ -70,6 +71,13 @@ def drain() -> int:
     return done
 
 
+def _may_go_on(engine: Engine, lease: SlotLease) -> bool:
+    """The lane is still ours, and the engine is there: one that is being restarted uses up nobody's attempts."""
+    if not slots.renew(lease, seconds=settings.PRECOMPUTE_LEASE_SECONDS):
+        return False
+    return http.call(registry.adapter_of(engine).is_healthy(), timeout_seconds=HEALTH_TIMEOUT_SECONDS)
+
+
 def run(claim: Claim, *, engine: Engine, lease: SlotLease) -> bool:
     """One attempt at one object; True when it became active. Whatever fails is written into the row."""
     bound = log.bind(cache_id=claim.cache_id, attempt=claim.attempt, fence=claim.fence)
@@ -77,6 +85,7 @@ def run(claim: Claim, *, engine: Engine, lease: SlotLease) -> bool:
     filename = store.filename_for(cache_id=claim.cache_id, fence=claim.fence)
     try:
         handle = _compute(claim, engine=engine, adapter=adapter, lease=lease, filename=filename)
+        require_lane(lease)
         if lifecycle.activate(claim, _saved(engine, handle)):
             bound.info("cache_active", tokens=handle.n_tokens, bytes=handle.size_bytes)
             return True
@@ -93,6 +102,12 @@ def run(claim: Claim, *, engine: Engine, lease: SlotLease) -> bool:
     # bytes must stay. The sweep of orphans takes what no row names.
     http.call(adapter.drop(filename), timeout_seconds=DROP_TIMEOUT_SECONDS)
     return False
+
+
+def require_lane(lease: SlotLease) -> None:
+    """Keep the lane. Raises EngineError when it was lost: nobody knows then whose tokens the slot held."""
+    if not slots.renew(lease, seconds=settings.PRECOMPUTE_LEASE_SECONDS):
+        raise EngineError("The engine's slot was given to somebody else during the prefill.")
 
 
 def _saved(engine: Engine, handle: KVHandle) -> SavedKV:
@@ -156,8 +171,8 @@ def _kept_alive(
             if evaluated[0] == written and beat % renew_every_beats:
                 continue
             written = evaluated[0]
-            kept = slots.renew(lease, seconds=settings.PRECOMPUTE_LEASE_SECONDS)
-            if not lifecycle.renew(claim, prefilled_tokens=written) or not kept:
+            if not lifecycle.renew(claim, prefilled_tokens=written):
                 raise ClaimLost
+            require_lane(lease)
     finally:
         future.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +12,11 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from cacheplane.engines import http
+from cacheplane.engines import http, slots
 from cacheplane.engines.base import Engine as EngineAdapter
 from cacheplane.engines.llamacpp import LlamaCppEngine
 from cacheplane.engines.models import Engine, EngineSlot, ServedModel
-from cacheplane.errors import EngineOverloaded, InvalidRequest, NotFound
+from cacheplane.errors import EngineError, EngineOverloaded, InvalidRequest, NotFound
 
 DEFAULT_ENGINE = "default"
 REGISTER_TIMEOUT_SECONDS = 120.0
@@ -40,7 +41,17 @@ def register() -> Engine:
     """
     url, kv_dir = settings.ENGINE_URL, str(settings.ENGINE_KV_DIR)
     adapter = _adapter(url=url, api_key=settings.ENGINE_API_KEY, kv_dir=kv_dir)
-    found = http.call(adapter.capabilities(), timeout_seconds=REGISTER_TIMEOUT_SECONDS)
+    known = Engine.objects.filter(name=DEFAULT_ENGINE).first()
+    owner = f"register:{uuid.uuid4().hex[:12]}"
+    if known is not None:
+        # The probe writes into a slot: nobody may use one meanwhile, or keep what it saves then.
+        slots.seize(engine_id=known.id, owner=owner, seconds=REGISTER_TIMEOUT_SECONDS)
+    try:
+        found = http.call(adapter.capabilities(), timeout_seconds=REGISTER_TIMEOUT_SECONDS)
+    except EngineError:
+        if known is not None:
+            slots.seize(engine_id=known.id, owner=owner, seconds=0)
+        raise
     with transaction.atomic():
         engine, _created = Engine.objects.update_or_create(
             name=DEFAULT_ENGINE,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,10 +20,13 @@ from cacheplane import dispatch
 from cacheplane.access import api_keys, organizations, rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.access.models import CallInFlight, RateState
-from cacheplane.caching import lifecycle
+from cacheplane.caching import lifecycle, precompute
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, CacheObject, CacheObjectEvent, new_cache_id
 from cacheplane.celery import app
-from cacheplane.engines.models import Engine
+from cacheplane.engines import registry, slots
+from cacheplane.engines.models import Engine, EngineSlot
+from cacheplane.engines.slots import SlotLease
+from cacheplane.errors import EngineError
 from cacheplane.gateway import admission
 from cacheplane.kv.models import KVState
 from cacheplane.kv.store import SavedKV
@@ -335,3 +339,61 @@ def test_settling_lets_a_voucher_lapse_also_where_nothing_is_stored(caller: Call
         metering_jobs.settle_storage()
     lapses = LedgerEntry.objects.filter(organization_id=caller.organization_id, kind="lapse")
     assert [entry.amount for entry in lapses] == [Decimal(7)]
+
+
+# --- The lane of precompute ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lane(engine: Engine) -> SlotLease:
+    EngineSlot.objects.create(engine=engine, index=0)
+    lease = slots.lease_for_prefill(engine_id=engine.id, owner="first", seconds=30)
+    assert lease is not None
+    return lease
+
+
+def test_an_engine_that_is_away_uses_up_nobody_s_attempts(
+    new_object: Callable[[], CacheObject], engine: Engine
+) -> None:
+    """Nothing listens where this engine is said to be."""
+    EngineSlot.objects.create(engine=engine, index=0)
+    row = new_object()
+    for _ in range(4):
+        precompute_jobs.sweep()
+    row.refresh_from_db()
+    assert (row.status, row.attempts, kinds(row)) == ("pending", 0, [])
+    assert slots.lease_for_prefill(engine_id=engine.id, owner="next", seconds=30) is not None, (
+        "the lane is free"
+    )
+
+
+def test_a_lane_that_was_seized_is_lost_to_who_had_it(engine: Engine, lane: SlotLease) -> None:
+    assert slots.renew(lane, seconds=30)
+    slots.seize(engine_id=engine.id, owner="register", seconds=30)
+    assert not slots.renew(lane, seconds=30)
+    slots.release(lane, resident=uuid.uuid4(), resident_organization="org")
+    slot = EngineSlot.objects.get(engine=engine)
+    assert (slot.lease_owner, slot.resident, slot.resident_organization) == (
+        "register",
+        None,
+        slots.UNKNOWN_ORGANIZATION,
+    )
+    assert slots.lease_for_call(engine_id=engine.id, owner="call", seconds=30, wanted=None) is None
+
+
+def test_a_registration_that_fails_gives_the_slots_back(
+    engine: Engine, lane: SlotLease, settings: Any, tmp_path: Path
+) -> None:
+    Engine.objects.filter(id=engine.id).update(name=registry.DEFAULT_ENGINE)
+    settings.ENGINE_URL, settings.ENGINE_KV_DIR = engine.url, tmp_path
+    with pytest.raises(EngineError):
+        registry.register()
+    assert slots.lease_for_call(engine_id=engine.id, owner="call", seconds=30, wanted=None) is not None
+
+
+def test_bytes_saved_after_the_lane_was_lost_are_never_kept(engine: Engine, lane: SlotLease) -> None:
+    assert precompute.require_lane(lane) is None
+    EngineSlot.objects.filter(id=lane.slot_id).update(lease_until=clock.now() - timedelta(seconds=1))
+    assert slots.lease_for_prefill(engine_id=engine.id, owner="second", seconds=30) is not None
+    with pytest.raises(EngineError):
+        precompute.require_lane(lane)
