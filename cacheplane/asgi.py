@@ -59,6 +59,9 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
 
 
 application = Starlette(
-    routes=[Route("/v1/chat/completions", ChatCompletions()), Mount("/", app=django_application)],
+    routes=[
+        Route("/v1/chat/completions", ChatCompletions()),
+        Mount("/", app=django_application),  # type: ignore[arg-type]  # Django types the scope more narrowly
+    ],
     lifespan=lifespan,
 )

@@ -46,11 +46,11 @@ class WholeFiles(filesystem.Channel):
     """A message's file appears whole. kombu opens it first and fills it then: a worker that looks in between takes
     an empty one, and ends."""
 
-    def _put(self, queue: str, payload: dict[str, Any], **_options: Any) -> None:
+    def _put(self, queue: str, message: dict[str, Any], **_options: Any) -> None:
         name = f"{time.monotonic_ns() // 1_000_000}_{uuid.uuid4()}.{queue}.msg"
         folder = Path(self.data_folder_out)
         unfinished = folder / f".{name}.part"
-        unfinished.write_text(dumps(payload))
+        unfinished.write_text(dumps(message))  # type: ignore[no-untyped-call]
         unfinished.replace(folder / name)
 
 

@@ -16,7 +16,7 @@ from cacheplane.access import audit
 from cacheplane.access.admin_actions import operator_of
 
 
-class Audited(ModelAdmin):
+class Audited(ModelAdmin):  # type: ignore[misc]  # the admin's library has no types
     """Says who changed whose rights; never what a password is."""
 
     noun: str
@@ -50,7 +50,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class OperatorAdmin(UserAdmin, Audited):
+class OperatorAdmin(UserAdmin, Audited):  # type: ignore[type-arg]
     noun = "operator"
     form = UserChangeForm
     add_form = UserCreationForm
@@ -58,5 +58,5 @@ class OperatorAdmin(UserAdmin, Audited):
 
 
 @admin.register(Group)
-class OperatorGroupAdmin(GroupAdmin, Audited):
+class OperatorGroupAdmin(GroupAdmin, Audited):  # type: ignore[misc]
     noun = "operator_group"
