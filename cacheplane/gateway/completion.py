@@ -93,7 +93,9 @@ class Completion:
             self.is_hit = reuse and self._reused_all_of(prefix, self.usage.cached_tokens)
             if not self.is_hit:
                 if reuse:
-                    log.warning("engine_forgot_prefix", cache_id=prefix.cache_id, cached=self.usage.cached_tokens)
+                    log.warning(
+                        "engine_forgot_prefix", cache_id=prefix.cache_id, cached=self.usage.cached_tokens
+                    )
                 # A part of a prefix is no hit: it is neither told nor left out of the price.
                 self.usage = msgspec.structs.replace(self.usage, cached_tokens=0)
 
