@@ -46,7 +46,7 @@ class WholeFiles(filesystem.Channel):
     """A message's file appears whole. kombu opens it first and fills it then: a worker that looks in between takes
     an empty one, and ends."""
 
-    def _put(self, queue: Any, message: Any, **_options: Any) -> None:
+    def _put(self, queue: str, message: dict[str, Any], **_options: Any) -> None:  # type: ignore[override]
         name = f"{time.monotonic_ns() // 1_000_000}_{uuid.uuid4()}.{queue}.msg"
         folder = Path(self.data_folder_out)
         unfinished = folder / f".{name}.part"
