@@ -37,7 +37,7 @@ def test_books_out_of_order_end_with_status_1(payer, capsys):
         cursor.execute("UPDATE billing_ledgeraccount SET posted = posted - 1 WHERE kind = 'cash'")
 
 
-@pytest.mark.django_db(transaction=True, serialized_rollback=True)
+@pytest.mark.django_db(transaction=True)
 def test_all_questions_see_one_snapshot(payer):
     """Outside a transaction the audit makes its own, so that a busy system is not mistaken for a wrong one."""
     seen = []

@@ -19,7 +19,7 @@ from billing import accounts, charging, clock, holds, price_book, storage
 from billing.errors import BillingError, InsufficientFunds
 from billing.models import LedgerEntry, MeterEvent
 
-pytestmark = pytest.mark.django_db(transaction=True, serialized_rollback=True)
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def all_at_once(works: list[Callable[[], Any]]) -> list[Any]:
