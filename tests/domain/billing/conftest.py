@@ -49,11 +49,14 @@ def tables_can_be_flushed(
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """The flush after such a test takes what migrations have put there (prices, tiers): it is put back."""
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The flush after such a test takes what migrations have put there (prices, tiers): it is put back.
+
+    After the last test of all the test database is gone, and the connection is another database's again.
+    """
     yield
     marker = item.get_closest_marker("django_db")
-    if marker is not None and marker.kwargs.get("transaction"):
+    if nextitem is not None and marker is not None and marker.kwargs.get("transaction"):
         with item.config.stash[BLOCKER].unblock():
             connection.creation.deserialize_db_from_string(item.config.stash[ROWS_OF_MIGRATIONS])
             connection.close()
