@@ -58,7 +58,7 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     rate_limits.admit_tokens(caller, tokens=tokens)
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
-        at = clock.now()
+        at = account.locked_at
         _check_total(caller, tokens=tokens, at=at)
         cache_id = new_cache_id()
         hold_reference = lifecycle.hold_creation(

@@ -113,7 +113,7 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
     """Pending → active, with the creation fee and the start of storage; False when the claim was lost."""
     with transaction.atomic():
         account = accounts.lock(claim.organization_id)
-        at = clock.now()
+        at = account.locked_at
         row = (
             CacheObject.objects.select_for_update(of=("self",))
             .filter(_claimed(claim), expired_at__gt=at)
@@ -163,7 +163,7 @@ def fail_attempt(claim: Claim, *, reason: str, is_final: bool = False) -> bool:
     """Give a failed attempt back for another try; after the last one the object becomes `error`, nothing charged."""
     with transaction.atomic():
         account = accounts.lock(claim.organization_id)
-        at = clock.now()
+        at = account.locked_at
         row = CacheObject.objects.select_for_update(of=("self",)).filter(_claimed(claim)).first()
         if row is None:
             return False
@@ -190,7 +190,7 @@ def fail_exhausted_attempts(*, limit: int = 100) -> int:
     for cache_id, organization_id in ids:
         with transaction.atomic():
             account = accounts.lock(organization_id)
-            at = clock.now()
+            at = account.locked_at
             row = (
                 CacheObject.objects.select_for_update(of=("self",))
                 .filter(
@@ -260,7 +260,7 @@ def extend(
     """
     with transaction.atomic():
         account = accounts.lock(organization_id)
-        at = clock.now()
+        at = account.locked_at
         row = _locked(organization_id, cache_id)
         if metadata is not None:
             CacheObject.objects.filter(id=row.id).update(metadata=metadata)
@@ -330,7 +330,7 @@ def expire_now(organization_id: str, cache_id: str, *, actor: str) -> None:
     """End an object before its time. Raises NotFound, and Conflict when it has ended already."""
     with transaction.atomic():
         account = accounts.lock(organization_id)
-        at = clock.now()
+        at = account.locked_at
         row = _locked(organization_id, cache_id)
         if row.status not in (PENDING, ACTIVE):
             raise Conflict(f"The cache object is {row.status}; only a pending or active one can be expired.")
@@ -348,7 +348,7 @@ def expire_due(*, limit: int) -> int:
     for organization_id, group in _by_organization(due):
         with transaction.atomic():
             account = accounts.lock(organization_id)
-            at = clock.now()
+            at = account.locked_at
             rows = (
                 CacheObject.objects.select_for_update(of=("self",))
                 .with_what_decides_status()
@@ -375,7 +375,7 @@ def kv_lost(organization_id: str, cache_id: str, *, kv_id: uuid.UUID, reason: st
     """Active → pending because its bytes cannot be used: storage stops at the last proof, the rework is free."""
     with transaction.atomic():
         account = accounts.lock(organization_id)
-        at = clock.now()
+        at = account.locked_at
         row = (
             CacheObject.objects.select_for_update(of=("self",))
             .with_what_decides_status()
@@ -409,7 +409,7 @@ def delete(organization_id: str, cache_id: str, *, actor: str) -> None:
     """Remove an object; its last storage is charged, its bytes are doomed, its ledger lines stay. Raises NotFound."""
     with transaction.atomic():
         account = accounts.lock(organization_id)
-        at = clock.now()
+        at = account.locked_at
         row = _locked(organization_id, cache_id)
         if row.status in (PENDING, ACTIVE):
             _expire(account, row, at=at, actor=actor)

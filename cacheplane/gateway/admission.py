@@ -62,8 +62,8 @@ def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
             gateway_id=gateway_id,
             tokens=wanted.prompt_tokens + wanted.max_tokens,
         )
-        account = accounts.lock(caller.organization_id)
-        at = clock.now()
+        account = accounts.lock(caller.organization_id, reference=wanted.call_id)
+        at = account.locked_at
         amount = _quote(
             serving_model=wanted.model,
             family=wanted.family,
@@ -97,8 +97,8 @@ def settle(caller: Caller, wanted: Wanted, outcome: Outcome, *, reset_ttl: tuple
         if not is_ours:
             log.warning("call_was_reaped", call_id=str(wanted.call_id))
             return
-        account = accounts.lock(caller.organization_id)
-        at = clock.now()
+        account = accounts.lock(caller.organization_id, reference=wanted.call_id)
+        at = account.locked_at
         if used is None:
             holds.void(account, reference=wanted.call_id, at=at)
         else:
@@ -214,7 +214,7 @@ def reap(*, dead_after_seconds: int) -> int:
     with transaction.atomic():
         reaped = rate_limits.reap(dead_after_seconds=dead_after_seconds)
         for call in sorted(reaped, key=lambda call: call.organization_id):
-            account = accounts.lock(call.organization_id)
-            holds.void(account, reference=call.call_id, at=clock.now())
+            account = accounts.lock(call.organization_id, reference=call.call_id)
+            holds.void(account, reference=call.call_id, at=account.locked_at)
         slots.release_owned_by([str(call.call_id) for call in reaped])
     return len(reaped)
