@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import Client, Instance, start_instance, wait_for
 
 SENTENCE = "The keeper of the north light wrote down the wind, the water and each ship that passed. "
-LONG_SENTENCES = 450
+LONG_SENTENCES = 350
 """Some seconds of prefill for the smallest model: long enough to be struck in the middle of it."""
 LONG_MODEL = "moonshot-v1-32k"
 COMPUTE_SECONDS = 120.0
