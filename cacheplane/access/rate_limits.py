@@ -27,6 +27,8 @@ CONCURRENCY_RETRY_SECONDS = 1
 """When a call in flight will end cannot be known; a second is short against a call and long against a retry.
 """
 FORGET_GATEWAY_AFTER_SECONDS = 3_600
+ABANDONED_AFTER_SECONDS = 900
+"""Above the longest call and all tries to settle it."""
 ATTEMPTS_MAX = 3
 
 # Written out where they stand, and not computed once in a sub-select: after a wait for the row PostgreSQL
@@ -92,10 +94,12 @@ INSERT INTO access_gateway (id, host, pid, started_at, heartbeat_at)
 VALUES (%(gateway_id)s, %(host)s, %(pid)s, clock_timestamp(), clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET heartbeat_at = clock_timestamp(), host = excluded.host, pid = excluded.pid
 """
-# A gateway may die before its first heartbeat: then the call's own age counts.
+# A gateway may die before its first heartbeat: then the call's own age counts. And a call may be lost by a gateway
+# that lives: none runs for as long as ABANDONED_AFTER_SECONDS.
 DEAD_CALL = """
-coalesce((SELECT g.heartbeat_at FROM access_gateway g WHERE g.id = c.gateway_id), c.started_at)
+(coalesce((SELECT g.heartbeat_at FROM access_gateway g WHERE g.id = c.gateway_id), c.started_at)
     < clock_timestamp() - make_interval(secs => %(dead_after_seconds)s)
+ OR c.started_at < clock_timestamp() - make_interval(secs => %(abandoned_after_seconds)s))
 """
 ORGANIZATIONS_WITH_DEAD_CALLS_SQL = f"""
 SELECT DISTINCT c.organization_id FROM access_callinflight c WHERE {DEAD_CALL} ORDER BY 1
@@ -176,7 +180,7 @@ def reap(*, dead_after_seconds: int = DEAD_AFTER_SECONDS) -> list[ReapedCall]:
     Outside a transaction each organization is one statement and one commit. Safe to run twice at once.
     """
     reaped: list[ReapedCall] = []
-    dead = {"dead_after_seconds": dead_after_seconds}
+    dead = {"dead_after_seconds": dead_after_seconds, "abandoned_after_seconds": ABANDONED_AFTER_SECONDS}
     with connection.cursor() as cursor:
         cursor.execute(ORGANIZATIONS_WITH_DEAD_CALLS_SQL, dead)
         for (organization_id,) in cursor.fetchall():

@@ -84,6 +84,9 @@ class Engine(Protocol):
     async def erase(self, *, slot: int) -> None:
         """Forget what a slot holds."""
 
+    async def is_idle(self, *, slot: int) -> bool:
+        """False while the engine still works in a slot, as it does for a moment after a call was broken off."""
+
     async def drop(self, filename: str) -> None:
         """Destroy the bytes of a saved state; absent is fine."""
 

@@ -158,6 +158,10 @@ class LlamaCppEngine:
     async def erase(self, *, slot: int) -> None:
         await self._act(slot, "erase")
 
+    async def is_idle(self, *, slot: int) -> bool:
+        states = await self._get("/slots", list[wire.SlotState])
+        return not any(state.is_processing for state in states if state.id == slot)
+
     async def drop(self, filename: str) -> None:
         await asyncio.to_thread(kv_files.destroy, self._folder(), filename)
 
@@ -379,6 +383,8 @@ def _conversation(messages: Sequence[Message], tools: Sequence[Tool] | None) -> 
 
 
 def _deltas(chunk: wire.Chunk) -> list[ChatDelta]:
+    if chunk.prompt_progress is not None:
+        return []
     usage = chunk.usage or chunk.timings
     counted = usage.usage() if usage is not None else None
     if not chunk.choices:

@@ -71,18 +71,19 @@ class _Choice(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """One event of a streamed chat."""
+class _PromptProgress(msgspec.Struct, frozen=True):
+    total: int
+    processed: int
 
+
+class Chunk(msgspec.Struct, frozen=True):
+    """One event of a streamed chat; with `prompt_progress` it only says how far the prompt is."""
+
+    prompt_progress: _PromptProgress | None = None
     choices: list[_Choice] = []
     usage: _UsageBlock | None = None
     timings: Timings | None = None
     error: Failure | None = None
-
-
-class _PromptProgress(msgspec.Struct, frozen=True):
-    total: int
-    processed: int
 
 
 class PrefillEvent(msgspec.Struct, frozen=True):
@@ -99,6 +100,11 @@ class SlotAction(msgspec.Struct, frozen=True):
     n_saved: int = -1
     n_written: int = -1
     n_restored: int = -1
+
+
+class SlotState(msgspec.Struct, frozen=True):
+    id: int
+    is_processing: bool
 
 
 class InputTokens(msgspec.Struct, frozen=True):
@@ -141,13 +147,15 @@ class ModelList(msgspec.Struct, frozen=True):
 
 def chat_body(request: ChatRequest, *, slot: int, reuse_tokens: bool) -> bytes:
     """The streamed call. `timings_per_token` makes every event carry the counts up to it, so that a call that
-    is given up in the middle is still counted exactly."""
+    is given up in the middle is still counted exactly. `return_progress` makes it write while it works on the
+    prompt: only so does it notice that nobody reads any more, when other calls keep it from looking."""
     body: dict[str, Any] = {
         "messages": request.messages,
         "max_tokens": request.max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
         "timings_per_token": True,
+        "return_progress": True,
         "reasoning_format": "none",  # a model that thinks aloud does so in its content; else it would be lost
         "id_slot": slot,
         "cache_prompt": reuse_tokens,

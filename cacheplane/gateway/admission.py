@@ -84,7 +84,7 @@ def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
     return at
 
 
-def settle(caller: Caller, wanted: Wanted, outcome: Outcome, *, reset_ttl: tuple[str, int] | None) -> None:
+def settle(caller: Caller, wanted: Wanted, outcome: Outcome, reset_ttl: tuple[str, int] | None) -> None:
     """Charge what was used, give the rest back, move the object's end. Twice is once: a second run changes nothing.
 
     `reset_ttl` is (cache id, seconds) of a call that succeeded, also when the object was not active.

@@ -201,4 +201,4 @@ async def _undo(taking: asyncio.Task[datetime], caller: Caller, wanted: Wanted) 
     except ControlPlaneError:
         return  # refused, so nothing was taken
     outcome = Outcome(usage=None, is_hit=False, started_at=started_at)
-    await database.run(admission.settle, caller, wanted, outcome, reset_ttl=None)
+    await database.run(admission.settle, caller, wanted, outcome, None)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
+from typing import ParamSpec
 
 import msgspec
 import structlog
@@ -32,6 +33,8 @@ from cacheplane.gateway.admission import Outcome, Wanted
 from cacheplane.gateway.matching import Prefix
 
 log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
 
 SLOT_POLL_SECONDS_MIN, SLOT_POLL_SECONDS_MAX = 0.01, 0.25
 SLOT_LEASE_MARGIN_SECONDS = 30.0
@@ -194,9 +197,31 @@ class Completion:
             proved_at=self._proved_at,
         )
         reset_ttl = self.reset_ttl if self._succeeded else None
+        if self._succeeded and self._lease is not None:
+            await self._settle(self._give_back, self._lease, outcome, reset_ttl)
+            return
+        await self._settle(admission.settle, self.caller, self.wanted, outcome, reset_ttl)
+        if self._lease is not None:
+            await self._until_idle(self._lease)
+            await database.run(self._release_slot, self._lease)
+
+    async def _until_idle(self, lease: SlotLease) -> None:
+        """The engine notices between two batches that its caller has gone. A slot that it still works in is not
+        given to anybody: the next call would wait in it, silently."""
+        deadline = time.monotonic() + SLOT_LEASE_MARGIN_SECONDS
+        try:
+            while time.monotonic() < deadline:
+                if await self._adapter.is_idle(slot=lease.index):
+                    return
+                await asyncio.sleep(SLOT_POLL_SECONDS_MAX)
+        except EngineError:
+            return  # it is away, and with it what it was doing
+
+    async def _settle(self, settle: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Until the database takes it: a call that nobody settles would keep its place and its hold."""
         for pause in (*SETTLE_RETRY_SECONDS, None):
             try:
-                await database.run(self._give_back, outcome, reset_ttl)
+                await database.run(settle, *args, **kwargs)
                 return
             except ServiceUnavailable:
                 if pause is None:
@@ -204,10 +229,9 @@ class Completion:
                     return
                 await asyncio.sleep(pause)
 
-    def _give_back(self, outcome: Outcome, reset_ttl: tuple[str, int] | None) -> None:
-        if self._lease is not None:
-            self._release_slot(self._lease)
-        admission.settle(self.caller, self.wanted, outcome, reset_ttl=reset_ttl)
+    def _give_back(self, lease: SlotLease, outcome: Outcome, reset_ttl: tuple[str, int] | None) -> None:
+        self._release_slot(lease)
+        admission.settle(self.caller, self.wanted, outcome, reset_ttl)
 
     def _release_slot(self, lease: SlotLease) -> None:
         if self.usage is None or self._engine_failed:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from cacheplane.access import rate_limits
 from cacheplane.access.models import CallInFlight, Gateway, RateState
@@ -222,6 +224,18 @@ def test_creation_counts_requests_and_tokens_but_holds_no_place(make_caller, gat
     rate_limits.admit_tokens(caller, tokens=100)
     with pytest.raises(LimitExceeded, match="max request: 3"):
         rate_limits.admit_tokens(caller, tokens=1)
+
+
+def test_a_call_that_its_living_gateway_lost_is_reaped_in_the_end(make_caller, gateway_id):
+    caller = make_caller("tier5")
+    lost = _admit(caller, gateway_id)
+    CallInFlight.objects.update(
+        started_at=timezone.now() - timedelta(seconds=rate_limits.ABANDONED_AFTER_SECONDS + 1)
+    )
+    kept = _admit(caller, gateway_id)
+    rate_limits.heartbeat(gateway_id=gateway_id, host="a", pid=1)
+    assert [call.call_id for call in rate_limits.reap()] == [lost]
+    assert CallInFlight.objects.get().id == kept
 
 
 def test_the_calls_of_a_dead_gateway_are_reaped_and_give_all_back(make_caller):
