@@ -288,7 +288,7 @@ def test_a_dead_gateway_s_call_is_ended_once(caller: Caller) -> None:
     assert Hold.objects.get(reference=call_id).state == "voided"
     assert not MeterEvent.objects.exists()
     late = admission.Outcome(usage=None, is_hit=False, started_at=clock.now())
-    admission.settle(caller, wanted, late, reset_ttl=None)
+    admission.settle(caller, wanted, late, None)
     assert RateState.objects.get(organization_id=caller.organization_id).in_flight == 0
 
 
