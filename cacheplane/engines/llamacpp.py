@@ -385,8 +385,6 @@ def _conversation(messages: Sequence[Message], tools: Sequence[Tool] | None) -> 
 def _deltas(chunk: wire.Chunk) -> list[ChatDelta]:
     if chunk.prompt_progress is not None:
         return []
-    if chunk.prompt_progress is not None:
-        return []
     usage = chunk.usage or chunk.timings
     counted = usage.usage() if usage is not None else None
     if not chunk.choices:
