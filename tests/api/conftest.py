@@ -80,6 +80,6 @@ def prose() -> Callable[[int], str]:
 
     def write(tokens: int) -> str:
         opening = f"Protocol {uuid.uuid4().hex} of {time.time_ns()}. "
-        return opening + "The slot is free and the call is done. " * (tokens // 10)
+        return opening + "The slot is free and the call is done. " * (tokens // 12)
 
     return write

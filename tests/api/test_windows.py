@@ -32,7 +32,7 @@ def test_a_window_is_taken_to_its_last_token(caller, model):
 
 
 def test_a_prompt_too_long_for_8k_is_answered_by_32k(caller, prose):
-    active = caller.active(prose(9000))
+    active = caller.active(prose(8400))
     assert active["tokens"] > 8192
     refused = caller.ask(active["id"], model="moonshot-v1-8k")
     assert refused.status == 400
@@ -43,7 +43,7 @@ def test_a_prompt_too_long_for_8k_is_answered_by_32k(caller, prose):
 
 
 def test_a_cold_prompt_too_long_for_its_window_is_refused_before_it_is_computed(caller, prose):
-    refused = caller.chat({"role": "user", "content": prose(9000)})
+    refused = caller.chat({"role": "user", "content": prose(8400)})
     assert refused.status == 400
     assert refused.error["message"].startswith("Your request exceeded model token limit : 8192")
     assert books.purse(caller) == (1000, 0)
