@@ -56,6 +56,9 @@ def configure(config: dict[str, Any]) -> None:
     root.setLevel(config["level"])
     for noisy in ("aiohttp.access", "uvicorn.access", "kombu", "django.request"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
+        # Two lines for each tick, every few seconds; what a job did, it says itself.
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def new_request_id() -> str:
