@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route  # noqa: E402
 
 from cacheplane import database  # noqa: E402
 from cacheplane.access import rate_limits  # noqa: E402
+from cacheplane.api.bodies import BoundedBodies  # noqa: E402
 from cacheplane.api.chat_completions import GATEWAY_ID, ChatCompletions  # noqa: E402
 from cacheplane.engines import http  # noqa: E402
 from cacheplane.errors import ServiceUnavailable  # noqa: E402
@@ -61,7 +62,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
 application = Starlette(
     routes=[
         Route("/v1/chat/completions", ChatCompletions()),
-        Mount("/", app=django_application),  # type: ignore[arg-type]  # Django types the scope more narrowly
+        Mount("/", app=BoundedBodies(django_application)),  # type: ignore[arg-type]  # Django's scope is narrower
     ],
     lifespan=lifespan,
 )

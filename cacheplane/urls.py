@@ -9,6 +9,7 @@ from rest_framework.renderers import JSONOpenAPIRenderer
 
 from cacheplane.api import caching, health, models, users
 
+handler400 = "cacheplane.api.exceptions.bad_request"
 handler404 = "cacheplane.api.exceptions.page_not_found"
 handler500 = "cacheplane.api.exceptions.server_error"
 

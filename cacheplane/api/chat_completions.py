@@ -21,12 +21,12 @@ from starlette.types import Receive, Scope, Send
 from cacheplane import database
 from cacheplane.access import api_keys
 from cacheplane.access.callers import Caller, require_active
-from cacheplane.api import exceptions
+from cacheplane.api import bodies, exceptions
 from cacheplane.api.authentication import bearer
 from cacheplane.api.headers import of_caller
 from cacheplane.api.schemas import kimi
 from cacheplane.chat import ChatDelta, Usage
-from cacheplane.errors import EngineTimeout, PayloadTooLarge
+from cacheplane.errors import EngineTimeout
 from cacheplane.gateway import calls
 from cacheplane.gateway.calls import Call, DryRun
 from cacheplane.gateway.completion import Completion
@@ -190,9 +190,7 @@ class Exchange:
             pieces.append(event.get("body", b""))
             size += len(pieces[-1])
             if size > settings.REQUEST_BODY_BYTES_MAX:
-                raise PayloadTooLarge(
-                    f"Invalid request: body: takes at most {settings.REQUEST_BODY_BYTES_MAX} bytes"
-                )
+                raise bodies.too_large()
             if not event.get("more_body"):
                 return b"".join(pieces)
 

@@ -18,9 +18,10 @@ from cacheplane import errors
 
 log = structlog.get_logger(__name__)
 
+TOO_LARGE = 413
 # The first class that fits decides: the narrow ones come first.
 TABLE: list[tuple[type[Exception], int, str]] = [
-    (errors.PayloadTooLarge, 413, "invalid_request_error"),
+    (errors.PayloadTooLarge, TOO_LARGE, "invalid_request_error"),
     (errors.InvalidRequest, 400, "invalid_request_error"),
     (errors.NotAuthenticated, 401, "invalid_authentication_error"),
     (errors.PermissionDenied, 403, "permission_denied_error"),
@@ -62,6 +63,9 @@ def render(error: Exception, *, request_id: str, account_label: str = "") -> Ren
     for kind, status, name in TABLE:
         if isinstance(error, kind):
             headers = {}
+            if status == TOO_LARGE:
+                # The rest of the body is still on its way, so the connection is of no use any more.
+                headers["Connection"] = "close"
             if status in RETRY_STATUSES:
                 wait = getattr(error, "retry_after_seconds", None)
                 headers["Retry-After"] = str(wait or RETRY_AFTER_SECONDS)
@@ -125,6 +129,13 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
             headers={},
             body=envelope(f"Not found the route {request.path}", "resource_not_found_error"),
         )
+    )
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Django's handler400: a host that is not ours, a request that is none."""
+    return json_response(
+        Rendered(status=400, headers={}, body=envelope("Invalid request", "invalid_request_error"))
     )
 
 

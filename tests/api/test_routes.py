@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -176,6 +179,78 @@ def test_a_wrong_verb_is_told_the_right_ones(bystander, method, path, taken):
     assert refused.status == 405
     assert is_envelope(refused, "invalid_request_error")
     assert taken in refused.headers["allow"]
+
+
+# --- Bodies ----------------------------------------------------------------------------------------------------
+
+
+def in_chunks(caller, path: str, chunks) -> tuple[int, bytes]:
+    """POST a body of unknown length; (status, body) of the answer, whenever it comes."""
+    connection = http.client.HTTPConnection(urlsplit(caller.base_url).netloc, timeout=60)
+    headers = {"Authorization": f"Bearer {caller.key}", "Transfer-Encoding": "chunked"}
+    try:
+        try:
+            connection.request("POST", path, chunks, headers, encode_chunked=True)
+        except ConnectionError:
+            pass  # refused while we were still sending; what was said about it can be read all the same
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/caching", "/v1/chat/completions", "/v1/tokenizers/estimate-token-count"]
+)
+def test_a_body_may_come_in_chunks(caller, path):
+    model = "moonshot-v1" if path == "/v1/caching" else "moonshot-v1-8k"
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 1}
+    data = json.dumps(body).encode()
+    status, answered = in_chunks(caller, path, iter([data[:10], data[10:]]))
+    assert status == 200, answered
+
+
+@pytest.mark.parametrize("path", ["/v1/caching", "/v1/chat/completions", "/admin/login/", "/v1/nothing"])
+def test_a_body_without_an_end_is_refused_in_the_middle(bystander, path):
+    sent = 0
+
+    def endless():
+        nonlocal sent
+        while sent < 256:
+            sent += 1
+            yield b"x" * (1 << 20)
+
+    try:
+        status, answered = in_chunks(bystander, path, endless())
+    except ConnectionError:
+        status = None  # the connection was closed on us before we read why
+    assert sent < 256
+    if status is not None:
+        assert status == 413
+        assert json.loads(answered)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", "x"]
+)
+def test_whatever_its_content_type_a_body_is_json(bystander, content_type):
+    body = {"model": "moonshot-v1-8k", "messages": [{"role": "user", "content": "Hello."}]}
+    headers = {"Content-Type": content_type}
+    path = "/v1/tokenizers/estimate-token-count"
+    assert bystander.request("POST", path, body, headers=headers).status == 200
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "text/html", "text/event-stream", "x"])
+def test_whatever_is_accepted_the_answer_is_json(bystander, accept):
+    for path in ("/v1/models", "/v1/caching?format=xml"):
+        answer = bystander.request("GET", path, headers={"Accept": accept})
+        assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+
+
+def test_a_host_that_is_not_ours_is_refused_in_the_envelope(bystander):
+    refused = bystander.request("GET", "/v1/models", headers={"Host": "elsewhere.example"})
+    assert refused.status == 400
+    assert is_envelope(refused, "invalid_request_error")
 
 
 # --- Without a key ---------------------------------------------------------------------------------------------

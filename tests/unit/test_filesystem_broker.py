@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,22 +32,25 @@ def test_no_message_is_taken_before_it_is_whole_and_each_is_taken_once(tmp_path)
             for number in range(MESSAGES):
                 jobs.put([writer, number])
 
-    def take(_reader: int) -> list[tuple[int, int]]:
-        taken = []
+    taken: list[tuple[int, int]] = []
+    deadline = time.monotonic() + 60
+
+    def take() -> None:
         with opened() as jobs:
-            while True:
+            while len(taken) < 2 * MESSAGES and time.monotonic() < deadline:
                 try:
-                    message = jobs.get(timeout=1)
+                    message = jobs.get(timeout=0.2)
                 except queue.Empty:
-                    return taken
+                    continue
                 taken.append(tuple(message.payload))
                 message.ack()
 
     with ThreadPoolExecutor(5) as pool:
-        readers = [pool.submit(take, reader) for reader in range(3)]
+        readers = [pool.submit(take) for _ in range(3)]
         list(pool.map(put, range(2)))
-        found = [message for reader in readers for message in reader.result()]
-    assert sorted(found) == [(writer, number) for writer in range(2) for number in range(MESSAGES)]
+        for reader in readers:
+            reader.result()
+    assert sorted(taken) == [(writer, number) for writer in range(2) for number in range(MESSAGES)]
 
 
 def test_it_is_what_the_application_uses_without_a_broker():
