@@ -36,9 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "own_instance: starts and harms a running instance of its own")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "instance" in getattr(item, "fixturenames", ()):
+        if "instance" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("own_instance"):
             item.add_marker(pytest.mark.instance)
             item.add_marker(pytest.mark.xdist_group("instance"))
 
