@@ -20,7 +20,7 @@ from cacheplane.errors import EngineError, EngineOverloaded, InvalidRequest, Not
 
 DEFAULT_ENGINE = "default"
 REGISTER_TIMEOUT_SECONDS = 120.0
-SERVING_MEMO_SECONDS = 1.0
+SERVING_MEMO_SECONDS = 5.0
 
 
 @lru_cache(maxsize=64)
@@ -105,7 +105,10 @@ _serving_memo: dict[str, tuple[float, Serving]] = {}
 
 
 def serving(name: str) -> Serving:
-    """As `served_model` and `engine_for` together, remembered for a second: the hot path asks at each call."""
+    """As `served_model` and `engine_for` together, remembered for some seconds: the hot path asks at each call.
+
+    What must not be old is asked again when a slot is leased: whether the engine drains, and its fingerprint.
+    """
     known = _serving_memo.get(name)
     if known is not None and time.monotonic() - known[0] < SERVING_MEMO_SECONDS:
         return known[1]

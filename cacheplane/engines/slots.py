@@ -22,13 +22,15 @@ class SlotLease:
     owner: str
     resident: UUID | None
     resident_organization: str
+    fingerprint: str
+    """The engine's, as it was registered when the lease was taken: what a KV state must match."""
 
 
 # The last slot is the lane of precompute: chats take it only when no other is free, so a prefill seldom waits.
 # MATERIALIZED: joined as a plain sub-select, it may be scanned again for each slot, and take one more each time.
 LEASE = """
 WITH free AS MATERIALIZED (
-    SELECT candidate.id, candidate.resident, candidate.resident_organization
+    SELECT candidate.id, candidate.resident, candidate.resident_organization, engine.fingerprint
       FROM engines_engineslot AS candidate
       JOIN engines_engine AS engine ON engine.id = candidate.engine_id
      WHERE candidate.engine_id = %(engine_id)s
@@ -47,7 +49,7 @@ UPDATE engines_engineslot AS slot
        last_used_at = clock_timestamp()
   FROM free
  WHERE slot.id = free.id
-RETURNING slot.id, slot.engine_id, slot.index, free.resident, free.resident_organization
+RETURNING slot.id, slot.engine_id, slot.index, free.resident, free.resident_organization, free.fingerprint
 """
 
 
@@ -68,7 +70,7 @@ def _lease(
         row = cursor.fetchone()
     if row is None:
         return None
-    slot_id, engine_id, index, resident, organization = row
+    slot_id, engine_id, index, resident, organization, fingerprint = row
     return SlotLease(
         slot_id=slot_id,
         engine_id=engine_id,
@@ -76,6 +78,7 @@ def _lease(
         owner=owner,
         resident=resident,
         resident_organization=organization,
+        fingerprint=fingerprint,
     )
 
 
@@ -99,7 +102,8 @@ def lease_holding(*, engine_id: int, resident: UUID, owner: str, seconds: float)
                              WHERE engine_id = %s AND resident = %s
                                AND (lease_until IS NULL OR lease_until < clock_timestamp())
                              ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
-            RETURNING id, index, resident_organization""",
+            RETURNING id, index, resident_organization,
+                      (SELECT fingerprint FROM engines_engine WHERE id = engine_id)""",
             [owner, seconds, engine_id, resident],
         )
         row = cursor.fetchone()
@@ -112,6 +116,7 @@ def lease_holding(*, engine_id: int, resident: UUID, owner: str, seconds: float)
         owner=owner,
         resident=resident,
         resident_organization=row[2],
+        fingerprint=row[3],
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
 import structlog
+from django.conf import settings
 from django.db import transaction
 
 from billing import accounts, charging, clock, holds
@@ -24,6 +26,9 @@ from cacheplane.gateway.matching import Prefix
 from cacheplane.kv import store
 
 log = structlog.get_logger(__name__)
+
+SLOT_LEASE_MARGIN_SECONDS = 30.0
+"""A lease outlives the longest call by this much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +55,16 @@ class Outcome:
     proved_at: datetime | None = None
 
 
-def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
-    """Count the call against the caller's limits and hold its price, both or neither; the instant of admission.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """When a call was admitted, and the slot that it got at once; None when it has to wait for one."""
+
+    at: datetime
+    lease: SlotLease | None
+
+
+def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int) -> Admitted:
+    """Count the call against the caller's limits and hold its price, both or neither, and take a free slot.
 
     Raises LimitExceeded, and billing's InsufficientFunds.
     """
@@ -81,10 +94,18 @@ def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
             amount=amount,
             at=at,
         )
-    return at
+        # Nothing is waited for while the account is locked: a slot that somebody else is taking is passed over.
+        lease = take_slot(engine_id=engine_id, call_id=wanted.call_id, prefix=wanted.prefix)
+    return Admitted(at=at, lease=lease)
 
 
-def settle(caller: Caller, wanted: Wanted, outcome: Outcome, reset_ttl: tuple[str, int] | None) -> None:
+def settle(
+    caller: Caller,
+    wanted: Wanted,
+    outcome: Outcome,
+    reset_ttl: tuple[str, int] | None,
+    release_slot: Callable[[], None] | None = None,
+) -> None:
     """Charge what was used, give the rest back, move the object's end. Twice is once: a second run changes nothing.
 
     `reset_ttl` is (cache id, seconds) of a call that succeeded, also when the object was not active.
@@ -119,6 +140,8 @@ def settle(caller: Caller, wanted: Wanted, outcome: Outcome, reset_ttl: tuple[st
             )
         if outcome.proved_at is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
             store.mark_proved(wanted.prefix.kv_id, at=outcome.proved_at)
+        if release_slot is not None:
+            release_slot()
         if reset_ttl is not None:
             _reset_ttl(account, caller, cache_id=reset_ttl[0], seconds=reset_ttl[1], at=at)
     if outcome.lost_kv_reason is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
@@ -202,9 +225,8 @@ def _quote(
     )
 
 
-def take_slot(
-    *, engine_id: int, call_id: uuid.UUID, seconds: float, prefix: Prefix | None
-) -> SlotLease | None:
+def take_slot(*, engine_id: int, call_id: uuid.UUID, prefix: Prefix | None) -> SlotLease | None:
+    seconds = settings.CALL_TIMEOUT_SECONDS + SLOT_LEASE_MARGIN_SECONDS
     wanted = prefix.kv_id if prefix is not None else None
     return slots.lease_for_call(engine_id=engine_id, owner=str(call_id), seconds=seconds, wanted=wanted)
 

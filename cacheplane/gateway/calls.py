@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 
 import msgspec
@@ -15,12 +14,12 @@ from cacheplane.access.callers import Caller
 from cacheplane.caching.cache_objects import check_ttl
 from cacheplane.caching.models import ACTIVE
 from cacheplane.chat import ChatRequest
-from cacheplane.engines import registry
+from cacheplane.engines import registry, slots
 from cacheplane.engines.base import Engine as EngineAdapter
 from cacheplane.engines.registry import Serving
 from cacheplane.errors import ContextWindowExceeded, ControlPlaneError, InvalidRequest, NotFound
 from cacheplane.gateway import admission, matching
-from cacheplane.gateway.admission import Outcome, Wanted
+from cacheplane.gateway.admission import Admitted, Outcome, Wanted
 from cacheplane.gateway.completion import Completion, keep
 from cacheplane.gateway.matching import Prefix, Reference
 
@@ -80,14 +79,14 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
         and call.reference.reset_ttl_seconds is not None
     ):
         reset_ttl = (meant.named.cache_id, call.reference.reset_ttl_seconds)
-    started_at = await _admitted(caller, wanted, gateway_id=gateway_id)
+    admitted = await _admitted(caller, wanted, gateway_id=gateway_id, engine_id=meant.serving.engine.id)
     return Completion(
         caller=caller,
         request=meant.request,
         wanted=wanted,
         engine=meant.serving.engine,
         adapter=adapter,
-        started_at=started_at,
+        admitted=admitted,
         reset_ttl=reset_ttl,
     )
 
@@ -185,8 +184,10 @@ def _check_window(meant: _Meant, *, prompt_tokens: int) -> None:
         )
 
 
-async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) -> datetime:
-    taking = asyncio.create_task(database.run(admission.admit, caller, wanted, gateway_id=gateway_id))
+async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int) -> Admitted:
+    taking = asyncio.create_task(
+        database.run(admission.admit, caller, wanted, gateway_id=gateway_id, engine_id=engine_id)
+    )
     try:
         return await asyncio.shield(taking)
     except asyncio.CancelledError:
@@ -195,10 +196,19 @@ async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID) ->
         raise
 
 
-async def _undo(taking: asyncio.Task[datetime], caller: Caller, wanted: Wanted) -> None:
+async def _undo(taking: asyncio.Task[Admitted], caller: Caller, wanted: Wanted) -> None:
     try:
-        started_at = await taking
+        admitted = await taking
     except ControlPlaneError:
         return  # refused, so nothing was taken
-    outcome = Outcome(usage=None, is_hit=False, started_at=started_at)
+    outcome = Outcome(usage=None, is_hit=False, started_at=admitted.at)
     await database.run(admission.settle, caller, wanted, outcome, None)
+    lease = admitted.lease
+    if lease is not None:
+        # Nothing was done with it: it holds what it held.
+        await database.run(
+            slots.release,
+            lease,
+            resident=lease.resident,
+            resident_organization=lease.resident_organization,
+        )

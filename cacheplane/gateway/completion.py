@@ -29,7 +29,7 @@ from cacheplane.engines.models import Engine
 from cacheplane.engines.slots import UNKNOWN_ORGANIZATION, SlotLease
 from cacheplane.errors import EngineError, EngineOverloaded, KVDamaged, ServiceUnavailable
 from cacheplane.gateway import admission
-from cacheplane.gateway.admission import Outcome, Wanted
+from cacheplane.gateway.admission import Admitted, Outcome, Wanted
 from cacheplane.gateway.matching import Prefix
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 
 SLOT_POLL_SECONDS_MIN, SLOT_POLL_SECONDS_MAX = 0.01, 0.25
-SLOT_LEASE_MARGIN_SECONDS = 30.0
+UNTIL_IDLE_SECONDS = 30.0
 TOKENS_LOST_AT_END_MAX = 8
 SETTLE_RETRY_SECONDS = (0.2, 1.0, 5.0, 15.0, 60.0, 120.0)
 
@@ -56,7 +56,7 @@ class Completion:
         wanted: Wanted,
         engine: Engine,
         adapter: EngineAdapter,
-        started_at: datetime,
+        admitted: Admitted,
         reset_ttl: tuple[str, int] | None,
     ) -> None:
         self.caller = caller
@@ -64,13 +64,12 @@ class Completion:
         self.wanted = wanted
         self.usage: Usage | None = None
         self.is_hit = False
-        self._engine = engine
+        self._engine_id = engine.id
         self._adapter = adapter
-        self._started_at = started_at
+        self._started_at = admitted.at
         self.reset_ttl = reset_ttl
         self._leasing: asyncio.Task[SlotLease | None] | None = None
-        self._lease: SlotLease | None = None
-        self._slot_is_sound = False
+        self._lease = admitted.lease
         self._stream: AsyncGenerator[ChatDelta, None] | None = None
         self._opening: list[ChatDelta] = []
         self._finishing: asyncio.Task[None] | None = None
@@ -81,7 +80,8 @@ class Completion:
 
     async def start(self) -> None:
         """Get a slot, put the prefix into it, and wait for the first step of the answer. Raises EngineError."""
-        self._lease = await self._take_slot()
+        if self._lease is None:
+            self._lease = await self._wait_for_slot()
         reuse = await self._load_prefix(self._lease)
         self._stream = self._adapter.chat(self.request, slot=self._lease.index, reuse_tokens=reuse)
         # An engine may open the answer before it has counted: nothing is told until it has.
@@ -134,7 +134,7 @@ class Completion:
             cached_tokens=min(delta.usage.cached_tokens, owned),
         )
 
-    async def _take_slot(self) -> SlotLease:
+    async def _wait_for_slot(self) -> SlotLease:
         deadline = time.monotonic() + settings.SLOT_WAIT_SECONDS
         pause = SLOT_POLL_SECONDS_MIN
         while True:
@@ -142,9 +142,8 @@ class Completion:
             self._leasing = asyncio.create_task(
                 database.run(
                     admission.take_slot,
-                    engine_id=self._engine.id,
+                    engine_id=self._engine_id,
                     call_id=self.wanted.call_id,
-                    seconds=settings.CALL_TIMEOUT_SECONDS + SLOT_LEASE_MARGIN_SECONDS,
                     prefix=self.wanted.prefix,
                 )
             )
@@ -169,7 +168,7 @@ class Completion:
         if lease.resident == prefix.kv_id:
             return True
         try:
-            await self._adapter.verify(prefix.kv, fingerprint=self._engine.fingerprint)
+            await self._adapter.verify(prefix.kv, fingerprint=lease.fingerprint)
             await self._adapter.restore(prefix.kv, slot=lease.index)
         except KVDamaged as error:
             log.warning("kv_damaged", cache_id=prefix.cache_id, reason=error.message)
@@ -208,7 +207,7 @@ class Completion:
     async def _until_idle(self, lease: SlotLease) -> None:
         """The engine notices between two batches that its caller has gone. A slot that it still works in is not
         given to anybody: the next call would wait in it, silently."""
-        deadline = time.monotonic() + SLOT_LEASE_MARGIN_SECONDS
+        deadline = time.monotonic() + UNTIL_IDLE_SECONDS
         try:
             while time.monotonic() < deadline:
                 if await self._adapter.is_idle(slot=lease.index):
@@ -230,8 +229,7 @@ class Completion:
                 await asyncio.sleep(pause)
 
     def _give_back(self, lease: SlotLease, outcome: Outcome, reset_ttl: tuple[str, int] | None) -> None:
-        self._release_slot(lease)
-        admission.settle(self.caller, self.wanted, outcome, reset_ttl)
+        admission.settle(self.caller, self.wanted, outcome, reset_ttl, lambda: self._release_slot(lease))
 
     def _release_slot(self, lease: SlotLease) -> None:
         if self.usage is None or self._engine_failed:

@@ -275,7 +275,7 @@ def test_a_dead_gateway_s_call_is_ended_once(caller: Caller) -> None:
         prefix=None,
         request_id="",
     )
-    admission.admit(caller, wanted, gateway_id=gateway_id)
+    admission.admit(caller, wanted, gateway_id=gateway_id, engine_id=0)
     rate_limits.heartbeat(gateway_id=gateway_id, host="test", pid=1)
     sweeping.reap_calls()
     assert CallInFlight.objects.filter(id=call_id).exists(), "its gateway lives"
