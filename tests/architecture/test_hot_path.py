@@ -13,6 +13,7 @@ from django.urls import Resolver404, resolve
 from starlette.routing import Mount, Route
 
 from cacheplane import asgi
+from cacheplane.api.bodies import BoundedBodies
 from cacheplane.api.chat_completions import ChatCompletions
 
 HOT = "/v1/chat/completions"
@@ -58,7 +59,8 @@ def test_the_route_is_ours_and_comes_before_django() -> None:
     first, *_, last = asgi.application.routes
     assert isinstance(first, Route) and first.path == HOT
     assert isinstance(first.endpoint, ChatCompletions)
-    assert isinstance(last, Mount) and isinstance(last.app, ASGIHandler)
+    assert isinstance(last, Mount) and isinstance(last.app, BoundedBodies)
+    assert isinstance(last.app._application, ASGIHandler)
 
 
 def test_django_does_not_know_the_route() -> None:
