@@ -11,6 +11,10 @@ from tests.api import books
 from tests.api.streams import Call, streamed
 
 HELLO = {"role": "user", "content": "Hello there."}
+CALLED_WRONGLY = {
+    "role": "assistant",
+    "tool_calls": [{"id": "f:0", "type": "function", "function": {"name": "f", "arguments": "{"}}],
+}
 WEATHER = {
     "type": "function",
     "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}},
@@ -144,6 +148,7 @@ def test_chinese_comes_and_goes_as_utf_8(caller):
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: "),
         ({"messages": [{"role": "user", "content": "a\0b"}]}, "messages[0].content: "),
         ({"messages": [{**HELLO, "partial": True}]}, "messages[0].partial: "),
+        ({"messages": [HELLO, CALLED_WRONGLY]}, "messages[1].tool_calls[0].function.arguments: "),
         ({"temperature": 1.1}, "temperature: "),
         ({"temperature": "hot"}, "temperature: "),
         ({"top_p": -0.1}, "top_p: "),

@@ -11,10 +11,14 @@ import pytest
 from tests.api import books
 
 USER = {"role": "user", "content": "hi"}
-CALLS = {
-    "role": "assistant",
-    "tool_calls": [{"id": "f:0", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-}
+
+
+def called_with(arguments: str) -> dict:
+    function = {"name": "f", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "f:0", "type": "function", "function": function}]}
+
+
+CALLS = called_with("{}")
 ANSWER = {"role": "tool", "tool_call_id": "f:0", "content": "4"}
 TOOL = {"type": "function", "function": {"name": "g"}}
 
@@ -54,6 +58,9 @@ def left_behind(caller) -> list[str]:
         ({"messages": [USER, CALLS, USER]}, "messages[2]: "),
         ({"messages": [USER, ANSWER]}, "messages[1].tool_call_id: "),
         ({"messages": [{**USER, "tool_calls": CALLS["tool_calls"]}]}, "messages[0].tool_calls: "),
+        ({"messages": [called_with("nonsense"), ANSWER]}, "messages[0].tool_calls[0].function.arguments: "),
+        ({"messages": [called_with(""), ANSWER]}, "messages[0].tool_calls[0].function.arguments: "),
+        ({"messages": [called_with("[" * 9000), ANSWER]}, "messages[0].tool_calls[0].function.arguments: "),
         ({"messages": [CALLS, ANSWER], "tools": [TOOL]}, "messages[0].tool_calls: "),
         ({"tools": {}}, "tools: "),
         ({"tools": [{"type": "function"}]}, "tools[0]: "),

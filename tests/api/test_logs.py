@@ -39,13 +39,10 @@ def test_no_text_and_no_key_gets_into_a_log_whatever_happens(instance, caller, n
         new_caller(tier="tier0").create(canary),
     ]
     assert {answer.status for answer in refusals} == {400, 403, 404, 429}
-    # What the engine itself may refuse, and quote.
-    caller.chat(
-        secret,
-        {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": call["id"], "content": canary},
-        tools=[tool],
-    )
+    # What the engine itself refuses, and quotes.
+    quoted = {"type": "function", "function": {"name": "f", "parameters": {"type": canary, canary: canary}}}
+    assert caller.chat(secret, tools=[quoted]).status == 400
+    assert caller.create(canary, tools=[quoted]).status == 400
     assert caller.request("PUT", f"/v1/caching/{active['id']}", {"metadata": {"k": canary}}).status == 200
     assert caller.request("DELETE", f"/v1/caching/{active['id']}").status == 200
 

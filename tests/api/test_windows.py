@@ -26,9 +26,9 @@ def test_a_window_is_taken_to_its_last_token(caller, model):
     active = caller.active()
     prompt = caller.ask(active["id"], options=";dry_run=1").json["usage"]["prompt_tokens"]
     fits = WINDOWS[model] - prompt
-    for options in (";dry_run=1",):
-        assert caller.ask(active["id"], options=options, model=model, max_tokens=fits).status == 200
-        assert caller.ask(active["id"], options=options, model=model, max_tokens=fits + 1).status == 400
+    asked = {"options": ";dry_run=1", "model": model}
+    assert caller.ask(active["id"], max_tokens=fits, **asked).status == 200
+    assert caller.ask(active["id"], max_tokens=fits + 1, **asked).status == 400
 
 
 def test_a_prompt_too_long_for_8k_is_answered_by_32k(caller, prose):

@@ -191,6 +191,8 @@ def as_messages(messages: Sequence[ChatMessage], *, offset: int = 0) -> list[Mes
             raise _refuse(f"{path}.content", None, "text; only an assistant's tool calls go without")
         if message.tool_calls is not None and message.role != "assistant":
             raise _refuse(f"{path}.tool_calls", message.role, "role assistant")
+        for number, call in enumerate(message.tool_calls or ()):
+            _check_arguments(call.function.arguments, path=f"{path}.tool_calls[{number}].function.arguments")
         if message.role == "tool":
             if message.tool_call_id not in open_calls:
                 raise _refuse(f"{path}.tool_call_id", message.tool_call_id, "the id of a tool call before it")
@@ -201,6 +203,16 @@ def as_messages(messages: Sequence[ChatMessage], *, offset: int = 0) -> list[Mes
     if open_calls:
         raise _refuse("messages", sorted(open_calls)[0], "a tool message that answers each tool call")
     return [msgspec.to_builtins(msgspec.structs.replace(message, partial=None)) for message in messages]
+
+
+def _check_arguments(arguments: str, *, path: str) -> None:
+    """A model's prompt shows them as JSON: what is none, an engine cannot take."""
+    try:
+        msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
+        raise _refuse(path, arguments[:80], "JSON") from None
+    except RecursionError:
+        raise InvalidRequest(f"Invalid request: {path}: is nested too deeply") from None
 
 
 def as_tools(tools: Sequence[ToolDeclaration] | None, messages: Sequence[ChatMessage]) -> list[Tool] | None:
