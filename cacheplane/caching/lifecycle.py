@@ -267,7 +267,8 @@ def extend(
         until = at + timedelta(seconds=ttl_seconds) if ttl_seconds is not None else expired_at
         if until is not None:
             move_end(account, row, until=until, at=at, actor=actor)
-    return CacheObject.objects.with_what_decides_status().get(id=cache_id)
+        # Still under the lock: once it is given up, the object may be deleted.
+        return CacheObject.objects.with_what_decides_status().get(id=cache_id)
 
 
 def move_end(account: LockedAccount, row: CacheObject, *, until: datetime, at: datetime, actor: str) -> None:
