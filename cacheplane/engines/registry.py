@@ -104,14 +104,20 @@ class Serving:
 _serving_memo: dict[str, tuple[float, Serving]] = {}
 
 
+def remembered(name: str) -> Serving | None:
+    """What `serving` found a moment ago, without asking anybody: for the event loop."""
+    known = _serving_memo.get(name)
+    return known[1] if known is not None and time.monotonic() - known[0] < SERVING_MEMO_SECONDS else None
+
+
 def serving(name: str) -> Serving:
     """As `served_model` and `engine_for` together, remembered for some seconds: the hot path asks at each call.
 
     What must not be old is asked again when a slot is leased: whether the engine drains, and its fingerprint.
     """
-    known = _serving_memo.get(name)
-    if known is not None and time.monotonic() - known[0] < SERVING_MEMO_SECONDS:
-        return known[1]
+    known = remembered(name)
+    if known is not None:
+        return known
     model = served_model(name)
     found = Serving(
         model=model.name,

@@ -59,7 +59,7 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
 
     Raises NotFound, InvalidRequest, LimitExceeded, EngineError, and billing's InsufficientFunds.
     """
-    meant = await database.run(_meant, caller, call)
+    meant = _meant_at_once(call) or await database.run(_meant, caller, call)
     adapter = registry.adapter_of(meant.serving.engine)
     prompt_tokens = await _prompt_tokens(adapter, meant)
     _check_window(meant, prompt_tokens=prompt_tokens)
@@ -114,6 +114,12 @@ async def dry_run(caller: Caller, call: Call) -> DryRun:
         price_uncached=price_uncached,
         currency=currency,
     )
+
+
+def _meant_at_once(call: Call) -> _Meant | None:
+    """A call that names no cache object, of a model that was asked for a moment ago: nothing to look up."""
+    serving = registry.remembered(call.request.model) if call.reference is None else None
+    return _Meant(request=call.request, serving=serving, named=None, prefix=None) if serving else None
 
 
 def _meant(caller: Caller, call: Call) -> _Meant:
