@@ -148,7 +148,7 @@ def _parameters(xllamacpp: Any, options: argparse.Namespace) -> Any:
     # A call that is given up ends, and progress is told, after so many tokens.
     params.n_batch = params.n_ubatch
     params.n_threads_http = 8 * options.slots + 32  # a kept-alive connection holds a thread of the server
-    params.verbosity = 2  # warnings; finer levels write a line per call
+    params.verbosity = 1  # errors; a warning quotes what a caller has sent, and a log must not
     params.model_alias = {options.model.name}
     params.model_tags = _tags(xllamacpp, options.model)
     params.cpuparams.n_threads = options.threads
