@@ -59,7 +59,9 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
 
     Raises NotFound, InvalidRequest, LimitExceeded, EngineError, and billing's InsufficientFunds.
     """
-    meant = _meant_at_once(call) or await database.run(_meant, caller, call)
+    meant = _meant_at_once(call)
+    if meant is None:
+        meant = await database.run(_meant, caller, call)
     adapter = registry.adapter_of(meant.serving.engine)
     prompt_tokens = await _prompt_tokens(adapter, meant)
     _check_window(meant, prompt_tokens=prompt_tokens)
