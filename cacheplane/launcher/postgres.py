@@ -38,6 +38,9 @@ COMMON_OPTIONS = (
     f"max_connections={CONNECTIONS_MAX}",
     "timezone=UTC",
     "log_timezone=UTC",
+    # A statement that fails holds what a caller sent, and so do the details of why: neither is for a log.
+    "log_min_error_statement=panic",
+    "log_error_verbosity=terse",
     "max_wal_size=1GB",
     "shared_buffers=128MB",
 )

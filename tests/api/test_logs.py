@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import uuid
 
+import pytest
+
 from tests.api.streams import Call, streamed
 from tests.conftest import wait_for
 
@@ -54,6 +56,16 @@ def test_no_text_and_no_key_gets_into_a_log_whatever_happens(instance, caller, n
     found = [line[:300] for line in logs.splitlines() if canary in line]
     # A path may be wrong, and is told: it is the one place that a caller chose to make public.
     assert [line for line in found if '"path": "/v1/caching/' not in line] == []
+
+
+def test_a_statement_that_fails_is_not_logged_with_its_values(instance, instance_database):
+    from django.db import DataError, connection
+
+    canary = f"canary{uuid.uuid4().hex}"
+    with connection.cursor() as cursor, pytest.raises(DataError):
+        cursor.execute("SELECT 1 / 0, %s", [canary])
+    wait_for(lambda: "division by zero" in instance.logs(), seconds=10, what="the error is logged")
+    assert canary not in instance.logs()
 
 
 def test_each_request_is_one_line_of_json_with_its_id(instance, caller):
