@@ -57,8 +57,8 @@ def test_a_hit_says_what_it_saved_and_costs_the_fee_and_the_rest(caller):
 def test_the_answer_is_the_one_that_the_whole_conversation_gets(caller):
     active = caller.active("You are an expert on slots and holds.")
     question = {"role": "user", "content": "What is a slot?"}
-    cached = caller.chat(cache_message(f"cache_id={active['id']}"), question, max_tokens=16).json
-    cold = caller.chat(*active["messages"], question, max_tokens=16).json
+    cached = caller.chat(cache_message(f"cache_id={active['id']}"), question).json
+    cold = caller.chat(*active["messages"], question).json
     assert cached["usage"]["cached_tokens"] > 0 == cold["usage"]["cached_tokens"]
     assert cached["usage"]["prompt_tokens"] == cold["usage"]["prompt_tokens"]
     assert cached["choices"] == cold["choices"]
@@ -230,8 +230,12 @@ def test_many_objects_share_the_slots_without_mixing(caller, prose):
     for n, answer in enumerate(answers):
         assert answer.headers["msh-context-cache-id"] == active[n % 6]["id"]
         assert answer.json["usage"]["cached_tokens"] == active[n % 6]["tokens"]
-    whole = caller.chat(*active[0]["messages"], {"role": "user", "content": "And now?"}).json
-    assert answers[0].json["choices"] == answers[6].json["choices"] == whole["choices"]
+    # One after the other: answers that an engine computes side by side may differ in the last bit, and so in a word.
+    for one in active:
+        cached = caller.ask(one["id"]).json["choices"]
+        assert (
+            cached == caller.chat(*one["messages"], {"role": "user", "content": "And now?"}).json["choices"]
+        )
 
 
 def test_a_hit_does_not_move_the_end(caller):
