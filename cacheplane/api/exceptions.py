@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import structlog
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
-from django.core.exceptions import RequestDataTooBig
+from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions as drf
@@ -99,6 +99,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         return Response(envelope(message, "invalid_request_error"), status=405, headers={"Allow": taken})
     if isinstance(error, (RequestDataTooBig, errors.PayloadTooLarge)):
         error = errors.PayloadTooLarge("Invalid request: the body is larger than is taken")
+    if isinstance(error, TooManyFieldsSent):
+        error = errors.InvalidRequest("Invalid request: the request has more parameters than are taken")
     if isinstance(error, (Http404, drf.NotFound)):
         error = errors.NotFound("Not found")
     if isinstance(error, (drf.PermissionDenied, DjangoPermissionDenied)):

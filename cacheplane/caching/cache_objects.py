@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q, Sum
+from django.db.models import Q
 
 from billing import accounts, clock
 from cacheplane import dispatch
@@ -59,7 +59,9 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
         at = account.locked_at
-        _check_total(caller, tokens=tokens, at=at)
+        lifecycle.require_room(
+            caller.organization_id, tokens=tokens, cached_tokens_max=caller.tier.cached_tokens_max, at=at
+        )
         cache_id = new_cache_id()
         hold_reference = lifecycle.hold_creation(
             account, cache_id=cache_id, model=new.model, tokens=tokens, at=at
@@ -129,21 +131,6 @@ def count_tokens(family: str, messages: Sequence[Message], tools: Sequence[Tool]
     return len(http.call(adapter.prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS))
 
 
-def _check_total(caller: Caller, *, tokens: int, at: datetime) -> None:
-    """The organization's cached tokens stay under its tier's total. The account is locked, so the sum is exact."""
-    held = (
-        CacheObject.objects.of(caller.organization_id)
-        .filter(status__in=[PENDING, ACTIVE], expired_at__gt=at)
-        .aggregate(sum=Sum("tokens"))["sum"]
-        or 0
-    )
-    if held + tokens > caller.tier.cached_tokens_max:
-        raise InvalidRequest(
-            f"Input token length too long: {held} tokens are cached, {tokens} more would pass the "
-            f"{caller.tier.cached_tokens_max} of {caller.tier.slug}"
-        )
-
-
 def _possible(cache_id: str) -> str:
     """An id to ask the database for, which takes no NUL. Raises NotFound."""
     if "\0" in cache_id:
@@ -200,16 +187,25 @@ def update(
     expired_at: datetime | None,
     metadata: dict[str, str] | None,
 ) -> CacheObject:
-    """PUT: new metadata, a new end. Raises NotFound, InvalidRequest, and billing's InsufficientFunds."""
-    gates.require(caller, feature=FEATURE, at=clock.now())
-    check_end(caller, ttl_seconds=ttl_seconds, expired_at=expired_at, at=clock.now())
+    """PUT: new metadata, a new end.
+
+    An ended object is computed again, and counts towards the limits as its creation did. Raises FeatureClosed,
+    NotFound, InvalidRequest, LimitExceeded, and billing's InsufficientFunds.
+    """
+    at = clock.now()
+    gates.require(caller, feature=FEATURE, at=at)
+    check_end(caller, ttl_seconds=ttl_seconds, expired_at=expired_at, at=at)
+    row = get(caller, cache_id)
+    if (ttl_seconds or expired_at) and row.status_at(at) not in (PENDING, ACTIVE):
+        rate_limits.admit_tokens(caller, tokens=row.tokens)
     return lifecycle.extend(
         caller.organization_id,
-        _possible(cache_id),
+        row.id,
         actor=caller.api_key_id,
         ttl_seconds=ttl_seconds,
         expired_at=expired_at,
         metadata=metadata,
+        cached_tokens_max=caller.tier.cached_tokens_max,
     )
 
 

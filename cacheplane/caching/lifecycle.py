@@ -15,13 +15,13 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, Sum
 
 from billing import accounts, charging, clock, holds, storage
 from billing.accounts import LockedAccount
 from cacheplane import dispatch
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
-from cacheplane.errors import Conflict, NotFound
+from cacheplane.errors import Conflict, InvalidRequest, NotFound
 from cacheplane.kv import store
 from cacheplane.kv.store import SavedKV
 
@@ -253,10 +253,12 @@ def extend(
     ttl_seconds: int | None = None,
     expired_at: datetime | None = None,
     metadata: dict[str, str] | None = None,
+    cached_tokens_max: int | None = None,
 ) -> CacheObject:
     """Move an object's end; an ended one goes back to `pending` and is computed again.
 
-    Raises NotFound, and billing's InsufficientFunds when a revival cannot be paid.
+    A revival is bound by `cached_tokens_max`, the organization's total; None, for operators, is no bound. Raises
+    NotFound, InvalidRequest, and billing's InsufficientFunds when a revival cannot be paid.
     """
     with transaction.atomic():
         account = accounts.lock(organization_id)
@@ -266,12 +268,20 @@ def extend(
             CacheObject.objects.filter(id=row.id).update(metadata=metadata)
         until = at + timedelta(seconds=ttl_seconds) if ttl_seconds is not None else expired_at
         if until is not None:
-            move_end(account, row, until=until, at=at, actor=actor)
+            move_end(account, row, until=until, at=at, actor=actor, cached_tokens_max=cached_tokens_max)
         # Still under the lock: once it is given up, the object may be deleted.
         return CacheObject.objects.with_what_decides_status().get(id=cache_id)
 
 
-def move_end(account: LockedAccount, row: CacheObject, *, until: datetime, at: datetime, actor: str) -> None:
+def move_end(
+    account: LockedAccount,
+    row: CacheObject,
+    *,
+    until: datetime,
+    at: datetime,
+    actor: str,
+    cached_tokens_max: int | None,
+) -> None:
     """The same inside the caller's transaction: the account is locked, and so is the row."""
     status = row.status_at(at)
     if status == ACTIVE:
@@ -285,7 +295,21 @@ def move_end(account: LockedAccount, row: CacheObject, *, until: datetime, at: d
         assert changed == 1
         note(row.id, row.organization_id, "extended", at=at, actor=actor, expired_at=until.isoformat())
     else:
+        require_room(row.organization_id, tokens=row.tokens, cached_tokens_max=cached_tokens_max, at=at)
         _revive(account, row, until=until, at=at, actor=actor)
+
+
+def require_room(organization_id: str, *, tokens: int, cached_tokens_max: int | None, at: datetime) -> None:
+    """Raise InvalidRequest when `tokens` more would pass the organization's total. Exact under its account's lock."""
+    if cached_tokens_max is None:
+        return
+    alive = CacheObject.objects.of(organization_id).filter(status__in=[PENDING, ACTIVE], expired_at__gt=at)
+    cached = alive.aggregate(sum=Sum("tokens"))["sum"] or 0
+    if cached + tokens > cached_tokens_max:
+        raise InvalidRequest(
+            f"Input token length too long: {cached} tokens are cached, {tokens} more would pass the "
+            f"{cached_tokens_max} of the organization's tier"
+        )
 
 
 def _revive(account: LockedAccount, row: CacheObject, *, until: datetime, at: datetime, actor: str) -> None:

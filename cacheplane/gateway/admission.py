@@ -14,14 +14,16 @@ from django.db import transaction
 
 from billing import accounts, charging, clock, holds
 from billing.errors import InsufficientFunds
-from cacheplane.access import rate_limits
+from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching import lifecycle
+from cacheplane.caching.cache_objects import FEATURE
 from cacheplane.caching.models import CacheObject
 from cacheplane.chat import Usage
 from cacheplane.engines import slots
 from cacheplane.engines.registry import Serving
 from cacheplane.engines.slots import SlotLease
+from cacheplane.errors import FeatureClosed, InvalidRequest
 from cacheplane.gateway.matching import Prefix
 from cacheplane.kv import store
 
@@ -50,6 +52,8 @@ class Outcome:
 
     usage: Usage | None
     is_hit: bool
+    evaluated_tokens: int = 0
+    """Prompt tokens that the engine worked on for a caller who left before the answer: free, but not unlimited."""
     started_at: datetime
     lost_kv_reason: str | None = None
     proved_at: datetime | None = None
@@ -112,9 +116,8 @@ def settle(
     """
     used = outcome.usage
     with transaction.atomic():
-        is_ours = rate_limits.finish_call(
-            call_id=wanted.call_id, tokens_used=used.total_tokens if used else 0
-        )
+        tokens_used = used.total_tokens if used else outcome.evaluated_tokens
+        is_ours = rate_limits.finish_call(call_id=wanted.call_id, tokens_used=tokens_used)
         if not is_ours:
             log.warning("call_was_reaped", call_id=str(wanted.call_id))
             return
@@ -168,12 +171,18 @@ def _reset_ttl(
         return  # deleted while the call ran
     try:
         with transaction.atomic():
+            gates.require(caller, feature=FEATURE, at=at)
             lifecycle.move_end(
-                account, row, until=at + timedelta(seconds=seconds), at=at, actor=caller.api_key_id
+                account,
+                row,
+                until=at + timedelta(seconds=seconds),
+                at=at,
+                actor=caller.api_key_id,
+                cached_tokens_max=caller.tier.cached_tokens_max,
             )
-    except InsufficientFunds:
-        # The call itself is done and paid; only bringing the expired object back cannot be.
-        log.info("revival_not_affordable", cache_id=cache_id)
+    except (InsufficientFunds, InvalidRequest, FeatureClosed) as error:
+        # The call itself is done and paid; only its object's end stays where it was.
+        log.info("end_not_moved", cache_id=cache_id, reason=type(error).__name__)
 
 
 def prices(

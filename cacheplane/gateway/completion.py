@@ -85,12 +85,16 @@ class Completion:
         reuse = await self._load_prefix(self._lease)
         self._stream = self._adapter.chat(self.request, slot=self._lease.index, reuse_tokens=reuse)
         # An engine may open the answer before it has counted: nothing is told until it has.
-        while self.usage is None:
-            delta = await anext(self._stream, None)
-            if delta is None:
-                raise EngineError("The engine ended the answer before it began")
-            self._opening.append(delta)
-            self._count(delta)
+        try:
+            while self.usage is None:
+                delta = await anext(self._stream, None)
+                if delta is None:
+                    raise EngineError("The engine ended the answer before it began")
+                self._opening.append(delta)
+                self._count(delta)
+        except EngineError:
+            self._engine_failed = True
+            raise
         prefix = self.wanted.prefix
         if prefix is not None:
             self.is_hit = reuse and self._reused_all_of(prefix, self.usage.cached_tokens)
@@ -191,6 +195,7 @@ class Completion:
         outcome = Outcome(
             usage=None if self._engine_failed else self.usage,
             is_hit=self.is_hit,
+            evaluated_tokens=self._evaluated_tokens(),
             started_at=self._started_at,
             lost_kv_reason=self._lost_kv_reason,
             proved_at=self._proved_at,
@@ -203,6 +208,12 @@ class Completion:
         if self._lease is not None:
             await self._until_idle(self._lease)
             await database.run(self._release_slot, self._lease)
+
+    def _evaluated_tokens(self) -> int:
+        if self._stream is None or self.usage is not None or self._engine_failed:
+            return 0
+        prefix = self.wanted.prefix
+        return self.wanted.prompt_tokens - (prefix.tokens if prefix is not None else 0)
 
     async def _until_idle(self, lease: SlotLease) -> None:
         """The engine notices between two batches that its caller has gone. A slot that it still works in is not

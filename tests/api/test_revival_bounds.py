@@ -32,15 +32,12 @@ def test_it_stays_within_the_organizations_total(caller):
 
 
 def test_a_closed_gate_keeps_a_call_from_moving_the_end(caller):
-    from billing import clock
     from cacheplane.access import gates
     from cacheplane.access.models import Organization
 
     active = caller.active(ttl=100)
     organization = Organization.objects.get(id=caller.organization)
-    gates.close_for(
-        organization, feature="context_caching", until=None, reason="test", operator="test", at=clock.now()
-    )
+    gates.close_for(organization, feature="context_caching", reason="test", operator="test")
     answer = caller.ask(active["id"], options=";reset_ttl=500")
     assert answer.status == 200 and answer.json["usage"]["cached_tokens"] == active["tokens"]
     assert caller.get(active["id"]).json["expired_at"] == active["expired_at"] < time.time() + 100

@@ -277,7 +277,7 @@ def check_lifetime(ttl: int | None, expired_at: int | None) -> tuple[int | None,
 def parse_chat(body: bytes, *, header_reference: CacheReference | None) -> ParsedChat:
     """Read a `/v1/chat/completions` body. Raises InvalidRequest."""
     raw = decode(body, ChatCompletions)
-    refuse_nul(body, {"messages": raw.messages})
+    refuse_nul(body, {"model": raw.model, "messages": raw.messages})
     reference, rest = header_reference, raw.messages
     offset = 0
     if _is_cache_message(raw.messages[0]):
