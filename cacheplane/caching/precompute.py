@@ -93,10 +93,10 @@ def run(claim: Claim, *, engine: Engine, lease: SlotLease) -> bool:
     except ClaimLost:
         bound.warning("claim_lost")
     except (InvalidRequest, BillingError) as error:
-        bound.warning("precompute_refused", reason=error.message)
+        bound.warning("precompute_refused", code=type(error).__name__)
         lifecycle.fail_attempt(claim, reason=error.message, is_final=True)
     except ControlPlaneError as error:
-        bound.warning("precompute_failed", code=error.code, reason=error.message)
+        bound.warning("precompute_failed", code=error.code)
         lifecycle.fail_attempt(claim, reason=error.message)
     # Not in a `finally`: after a lost connection nobody knows whether the activation was committed, and then the
     # bytes must stay. The sweep of orphans takes what no row names.
