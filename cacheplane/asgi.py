@@ -12,9 +12,14 @@ import structlog
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cacheplane.settings")
-# A connection per request costs more than most requests. Only here: a pool does not survive the forks of a worker.
-os.environ.setdefault("DATABASE_POOL_CONNECTIONS_MAX", "24")
+# A connection per request costs more than most requests. Only here: a pool does not survive the forks of a worker,
+# so what this process starts must not inherit the wish for one.
+POOL_SETTING = "DATABASE_POOL_CONNECTIONS_MAX"
+is_given = POOL_SETTING in os.environ
+os.environ.setdefault(POOL_SETTING, "24")
 django_application = get_asgi_application()
+if not is_given:
+    del os.environ[POOL_SETTING]
 
 # Django must be set up before anything that owns a model is imported.
 from starlette.applications import Starlette  # noqa: E402
