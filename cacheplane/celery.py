@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import uuid
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from celery import Celery
 from django.conf import settings
-from kombu.transport import filesystem
-from kombu.utils.json import dumps
+from kombu.transport import filesystem, virtual
+from kombu.utils.json import dumps, loads
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cacheplane.settings")
 
@@ -43,19 +45,52 @@ def transport_options(url: str) -> dict[str, object]:
 
 
 class WholeFiles(filesystem.Channel):
-    """A message's file appears whole. kombu opens it first and fills it then: a worker that looks in between takes
-    an empty one, and ends."""
+    """Each file appears whole, under its name, and is taken by one. kombu opens a file first and fills it then: a
+    process that looks in between finds an empty one, and ends."""
 
     def _put(self, queue: str, message: dict[str, Any], **_options: Any) -> None:  # type: ignore[override]
         name = f"{time.monotonic_ns() // 1_000_000}_{uuid.uuid4()}.{queue}.msg"
-        folder = Path(self.data_folder_out)
-        unfinished = folder / f".{name}.part"
-        unfinished.write_text(dumps(message))  # type: ignore[no-untyped-call]
-        unfinished.replace(folder / name)
+        _write_whole(Path(self.data_folder_out) / name, message)
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        folder = Path(self.data_folder_in)
+        for name in sorted(os.listdir(folder)):
+            if name.partition(".")[2] != f"{queue}.msg":
+                continue
+            taken = folder / f".{name}.taken"
+            try:
+                (folder / name).rename(taken)
+            except FileNotFoundError:
+                continue  # somebody else was first
+            message = loads(taken.read_text())  # type: ignore[no-untyped-call]
+            taken.unlink()
+            return message
+        raise Empty
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        self.control_folder.mkdir(exist_ok=True)
+        with (self.control_folder / ".lock").open("a") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)  # until it is closed
+            bound = self.get_table(exchange)  # type: ignore[no-untyped-call]
+            row = filesystem.exchange_queue_t(routing_key or "", pattern or "", queue or "")
+            if row not in bound:
+                _write_whole(self._exchange_file(exchange), [row, *bound])  # type: ignore[no-untyped-call]
+
+
+def _write_whole(path: Path, content: object) -> None:
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    unfinished.write_text(dumps(content))  # type: ignore[no-untyped-call]
+    unfinished.replace(path)
 
 
 class FilesystemTransport(filesystem.Transport):
     Channel = WholeFiles
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        super().__init__(client, **options)  # type: ignore[no-untyped-call]
+        # kombu's is one for all threads: it says "bound" before the file does, and what another thread sends
+        # in between goes nowhere.
+        self.state = virtual.BrokerState()  # type: ignore[no-untyped-call]
 
 
 def transport_class(url: str) -> str | None:

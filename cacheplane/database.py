@@ -1,12 +1,14 @@
 """Database work for the asynchronous part: a few threads, each with a connection of its own.
 
 The money and lifecycle code exists once, synchronous; the hot path runs it here. A thread keeps its connection
-between calls; when one breaks, all threads open new ones before their next statement.
+between calls. One that the server has closed meanwhile is replaced before it is used; when one breaks in use, all
+threads open new ones before their next statement.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,9 @@ def _guarded(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     global _generation
     if getattr(_local, "generation", _generation) != _generation:
         connection.close()
+    elif _has_server_hung_up():
+        connection.connection.close()  # so that a pool throws it away
+        connection.close()
     _local.generation = _generation
     try:
         return function(*args, **kwargs)
@@ -47,3 +52,14 @@ def _guarded(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         raise ServiceUnavailable(
             "The database cannot be reached, please try again later", retry_after_seconds=RETRY_AFTER_SECONDS
         ) from error
+
+
+def _has_server_hung_up() -> bool:
+    """Asks the socket, not the server. Nothing is on its way to an idle connection but the end of it, or a notice of
+    the server's, for which a new connection is a small price."""
+    idle = connection.connection
+    if idle is None or idle.closed:
+        return False
+    poll = select.poll()
+    poll.register(idle.pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))

@@ -15,6 +15,7 @@
     ├── EngineError
     │   ├── EngineOverloaded        no slot in time, or the engine cannot be reached
     │   ├── EngineTimeout
+    │   ├── LaneLost            the slot of a prefill was given to somebody else meanwhile
     │   └── EngineRejected          the engine refused the call: its own sentence
     ├── KVError
     │   ├── KVDamaged               bytes, size, checksum or fingerprint do not match: a miss
@@ -93,6 +94,10 @@ class EngineOverloaded(EngineError):
 
 class EngineTimeout(EngineError):
     code = "engine_timeout"
+
+
+class LaneLost(EngineError):
+    code = "lane_lost"
 
 
 class EngineRejected(EngineError):

@@ -27,7 +27,7 @@ from cacheplane.engines.base import Engine as EngineAdapter
 from cacheplane.engines.base import KVHandle
 from cacheplane.engines.models import Engine
 from cacheplane.engines.slots import SlotLease
-from cacheplane.errors import ControlPlaneError, EngineError, EngineTimeout, InvalidRequest
+from cacheplane.errors import ControlPlaneError, EngineTimeout, InvalidRequest, LaneLost
 from cacheplane.kv import store
 from cacheplane.kv.store import SavedKV
 
@@ -105,9 +105,9 @@ def run(claim: Claim, *, engine: Engine, lease: SlotLease) -> bool:
 
 
 def require_lane(lease: SlotLease) -> None:
-    """Keep the lane. Raises EngineError when it was lost: nobody knows then whose tokens the slot held."""
+    """Keep the lane. Raises LaneLost when it is not ours any more: nobody knows then whose tokens the slot held."""
     if not slots.renew(lease, seconds=settings.PRECOMPUTE_LEASE_SECONDS):
-        raise EngineError("The engine's slot was given to somebody else during the prefill.")
+        raise LaneLost("The engine's slot was given to somebody else during the prefill.")
 
 
 def _saved(engine: Engine, handle: KVHandle) -> SavedKV:

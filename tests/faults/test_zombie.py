@@ -15,7 +15,7 @@ from tests.faults import harm
 pytestmark = [pytest.mark.own_instance, pytest.mark.xdist_group("faults-zombie")]
 
 LEASE_SECONDS = 5
-LOSS = re.compile(r"claim_lost|slot was given to somebody else")
+LOSS = re.compile(r"claim_lost|lane_lost")
 """Which of the two it notices first is a matter of where it stood still.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from kombu import Connection
+from kombu import Connection, Exchange, Queue
 
 from cacheplane.celery import app, transport_class
 
@@ -51,6 +52,22 @@ def test_no_message_is_taken_before_it_is_whole_and_each_is_taken_once(tmp_path)
         for reader in readers:
             reader.result()
     assert sorted(taken) == [(writer, number) for writer in range(2) for number in range(MESSAGES)]
+
+
+def test_queues_may_be_bound_by_many_at_once_and_none_is_forgotten(tmp_path):
+    folders = {"data_folder_in": str(tmp_path), "data_folder_out": str(tmp_path)}
+    queues = [f"jobs-{number}" for number in range(24)]
+
+    def bind(name: str) -> None:
+        transport = transport_class("filesystem://")
+        options = folders | {"control_folder": str(tmp_path / "control")}
+        with Connection("filesystem://", transport=transport, transport_options=options) as connection:
+            Queue(name, Exchange("all", "fanout"), channel=connection.default_channel).declare()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(bind, queues))
+    table = json.loads((tmp_path / "control" / "all.exchange").read_text())
+    assert sorted(queue for _, _, queue in table) == sorted(queues)
 
 
 def test_it_is_what_the_application_uses_without_a_broker():
