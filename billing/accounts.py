@@ -145,6 +145,9 @@ def lock(organization_id: str, *, reference: uuid.UUID | None = None) -> LockedA
     if row is None:
         raise AccountNotFound(f"Organization {organization_id} has no billing account.")
     currency, commitment, committed_until, exhaust_at = row
+    if len(_currencies) >= CURRENCIES_MAX:
+        _currencies.clear()
+    _currencies[organization_id] = currency
     return LockedAccount(
         organization_id=organization_id,
         currency=currency,
@@ -154,6 +157,15 @@ def lock(organization_id: str, *, reference: uuid.UUID | None = None) -> LockedA
         locked_at=purse_rows[0][0],
         read_ahead=_as_read(purse_rows, reference),
     )
+
+
+CURRENCIES_MAX = 100_000
+_currencies: dict[str, str] = {}
+
+
+def known_currency(organization_id: str) -> str | None:
+    """An account's currency as this process last saw it, without asking. Who writes by it has it checked."""
+    return _currencies.get(organization_id)
 
 
 # --- Purses ---------------------------------------------------------------------------------------------------

@@ -172,27 +172,65 @@ def charge_call(
         keys = [f"{call_id}:{meter.value}" for meter in (Meter.CALL, Meter.PROMPT, Meter.COMPLETION)]
         return _charged(account, source="call", source_keys=keys) or NOTHING
     parts = holds.open_parts(parts, hold_reference)
+    charges = [
+        Charge(event=event, price_id=price.price_id, unit_price=price.unit_price)
+        for event, price in (
+            (
+                event,
+                price_book.price_at(
+                    meter=event.meter, model=event.model, currency=account.currency, at=started_at
+                ),
+            )
+            for event in call_events(
+                call_id=call_id,
+                subject=subject,
+                family=family,
+                model=model,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=cached_tokens,
+                completion_tokens=completion_tokens,
+                started_at=started_at,
+                api_key_id=api_key_id,
+                request_id=request_id,
+            )
+        )
+    ]
+    return _settle(account, purses, parts, charges, at=at)
+
+
+def call_events(
+    *,
+    call_id: str,
+    subject: str | None,
+    family: str,
+    model: str,
+    prompt_tokens: int,
+    cached_tokens: int,
+    completion_tokens: int,
+    started_at: datetime,
+    api_key_id: str,
+    request_id: str,
+) -> list[Event]:
+    """What a call is charged for, in the order of payment; only what was used at all."""
     used = [
         (Meter.CALL, family, 1 if subject is not None else 0),
         (Meter.PROMPT, model, prompt_tokens - (cached_tokens if subject is not None else 0)),
         (Meter.COMPLETION, model, completion_tokens),
     ]
-    charges = []
-    for meter, priced, quantity in used:
-        if quantity > 0:
-            price = price_book.price_at(meter=meter, model=priced, currency=account.currency, at=started_at)
-            event = Event(
-                meter=meter.value,
-                source_key=f"{call_id}:{meter.value}",
-                subject=subject or "",
-                model=priced,
-                quantity=quantity,
-                occurred_at=started_at,
-                api_key_id=api_key_id,
-                request_id=request_id,
-            )
-            charges.append(Charge(event=event, price_id=price.price_id, unit_price=price.unit_price))
-    return _settle(account, purses, parts, charges, at=at)
+    return [
+        Event(
+            meter=meter.value,
+            source_key=f"{call_id}:{meter.value}",
+            subject=subject or "",
+            model=priced,
+            quantity=quantity,
+            occurred_at=started_at,
+            api_key_id=api_key_id,
+            request_id=request_id,
+        )
+        for meter, priced, quantity in used
+        if quantity > 0
+    ]
 
 
 NOTHING = ChargedCall(total=ZERO, waived=ZERO, lines=())

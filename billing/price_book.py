@@ -58,6 +58,23 @@ def price_at(*, meter: str, model: str, currency: str, at: datetime) -> UnitPric
     return _read(meter, model, currency, at)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPrice:
+    """A price, and the instants between which it is known to hold: from `valid_from` on, before `known_until`."""
+
+    price: UnitPrice
+    valid_from: datetime
+    known_until: datetime
+
+
+def remembered(*, meter: str, model: str, currency: str, at: datetime) -> KnownPrice | None:
+    """The price in force at `at` if this process knows it without asking; asks nobody."""
+    known = _memo.get((meter, model, currency))
+    if known is None or not known.valid_from <= at < known.known_until:
+        return None
+    return KnownPrice(price=known.price, valid_from=known.valid_from, known_until=known.known_until)
+
+
 def _read(meter: str, model: str, currency: str, at: datetime) -> UnitPrice:
     wait_for_announcements()
     with connection.cursor() as cursor:

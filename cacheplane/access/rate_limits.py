@@ -1,10 +1,10 @@
 """Admission: concurrency, requests and tokens per minute, tokens per day: per organization, globally.
 
-The organization's RateState row is the one place where this is decided, in one conditional UPDATE whose
-condition reads that row only: a statement that waited for the row decides on what it finds then, not on what
-it saw before. The clock is the database's. Requests and tokens per minute are leaky buckets: an idle
-organization may use a whole minute's worth at once, then the limit divided by 60 each second. A day is a
-calendar day of UTC+8.
+The organization's RateState row is the one place where this is decided, in one conditional UPDATE (in the
+database's function `access_admit`) whose condition reads that row only: a statement that waited for the row
+decides on what it finds then, not on what it saw before. The clock is the database's. Requests and tokens per
+minute are leaky buckets: an idle organization may use a whole minute's worth at once, then the limit divided
+by 60 each second. A day is a calendar day of UTC+8.
 
 Lock order: the RateState row before anything of billing's. `finish_call` takes it as well, so call it before
 you settle, or in a transaction of its own.
@@ -31,8 +31,7 @@ ABANDONED_AFTER_SECONDS = 900
 """Above the longest call and all tries to settle it."""
 ATTEMPTS_MAX = 3
 
-# Written out where they stand, and not computed once in a sub-select: after a wait for the row PostgreSQL
-# evaluates the statement's own expressions again, but keeps what other tables and sub-selects gave it before.
+# What `access_admit` decides by, for its explanation.
 MINUTES = "greatest(0, extract(epoch FROM clock_timestamp() - levels_at)::float8) / 60"
 REQUESTS_NOW = f"greatest(0, requests_level - {MINUTES} * %(requests_per_minute)s)"
 TOKENS_NOW = f"greatest(0, tokens_level - {MINUTES} * %(tokens_per_minute)s)"
@@ -41,26 +40,9 @@ TODAY = f"{UTC8_NOW}::date"
 # `>=`: should the database's clock be set back over midnight, the later day goes on counting.
 DAY_TOKENS_NOW = f"(CASE WHEN day >= {TODAY} THEN day_tokens ELSE 0 END)"
 
-ADMIT = f"""
-UPDATE access_ratestate
-SET in_flight = in_flight + %(calls)s,
-    requests_level = {REQUESTS_NOW} + 1,
-    tokens_level = {TOKENS_NOW} + %(tokens)s,
-    levels_at = greatest(levels_at, clock_timestamp()),
-    day_tokens = {DAY_TOKENS_NOW} + %(tokens)s,
-    day = greatest(day, {TODAY})
-WHERE organization_id = %(organization_id)s
-  AND (%(calls)s = 0 OR in_flight + %(calls)s <= %(concurrency)s)
-  AND {REQUESTS_NOW} + 1 <= %(requests_per_minute)s
-  AND {TOKENS_NOW} + %(tokens)s <= %(tokens_per_minute)s
-  AND (%(tokens_per_day)s::bigint IS NULL OR {DAY_TOKENS_NOW} + %(tokens)s <= %(tokens_per_day)s)
-RETURNING organization_id
-"""
-ADMIT_CALL_SQL = f"""
-WITH admitted AS ({ADMIT})
-INSERT INTO access_callinflight (id, organization_id, gateway_id, tokens_reserved, started_at)
-SELECT %(call_id)s, organization_id, %(gateway_id)s, %(tokens)s, clock_timestamp() FROM admitted
-RETURNING id
+ADMIT_SQL = """
+SELECT access_admit(%(organization_id)s, %(call_id)s::uuid, %(gateway_id)s::uuid, %(tokens)s, %(concurrency)s,
+                    %(requests_per_minute)s, %(tokens_per_minute)s, %(tokens_per_day)s)
 """
 USED_SQL = f"""
 SELECT in_flight, {REQUESTS_NOW}, {TOKENS_NOW}, {DAY_TOKENS_NOW},
@@ -72,22 +54,7 @@ INSERT INTO access_ratestate (organization_id, levels_at, day)
 VALUES (%(organization_id)s, clock_timestamp(), {TODAY}) ON CONFLICT DO NOTHING
 """
 
-# What leaked away while the call ran is given back once more: wrong in the caller's favour, by one
-# reservation at most.
-FINISH_SQL = """
-WITH ended AS (
-    DELETE FROM access_callinflight WHERE id = %(call_id)s
-    RETURNING organization_id, tokens_reserved - %(tokens_used)s AS unused,
-              (started_at AT TIME ZONE 'UTC' + interval '8 hours')::date AS started_on
-)
-UPDATE access_ratestate AS r
-SET in_flight = r.in_flight - 1,
-    tokens_level = greatest(0, r.tokens_level - ended.unused),
-    day_tokens = CASE WHEN r.day = ended.started_on THEN greatest(0, r.day_tokens - ended.unused)
-                      ELSE r.day_tokens END
-FROM ended WHERE r.organization_id = ended.organization_id
-RETURNING r.organization_id
-"""
+FINISH_SQL = "SELECT access_finish_call(%(call_id)s, %(tokens_used)s)"
 
 HEARTBEAT_SQL = """
 INSERT INTO access_gateway (id, host, pid, started_at, heartbeat_at)
@@ -152,12 +119,12 @@ def admit_call(caller: Caller, *, call_id: UUID, gateway_id: UUID, tokens: int) 
 
     Runs in the caller's transaction; the call holds its place until `finish_call` or `reap`.
     """
-    _admit(ADMIT_CALL_SQL, caller, calls=1, tokens=tokens, call_id=call_id, gateway_id=gateway_id)
+    _admit(caller, tokens=tokens, call_id=call_id, gateway_id=gateway_id)
 
 
 def admit_tokens(caller: Caller, *, tokens: int) -> None:
     """Count one request and `tokens` for work that holds no place, such as creating a cache object."""
-    _admit(ADMIT, caller, calls=0, tokens=tokens)
+    _admit(caller, tokens=tokens, call_id=None, gateway_id=None)
 
 
 def finish_call(*, call_id: UUID, tokens_used: int) -> bool:
@@ -193,19 +160,25 @@ def reap(*, dead_after_seconds: int = DEAD_AFTER_SECONDS) -> list[ReapedCall]:
     return reaped
 
 
-def _admit(statement: str, caller: Caller, **values: Any) -> None:
+def limits_of(caller: Caller) -> dict[str, Any]:
+    """The parameters of `access_admit` that say who asks and what its tier allows."""
     tier = caller.tier
-    values |= {
+    return {
         "organization_id": caller.organization_id,
         "concurrency": tier.concurrency,
         "requests_per_minute": tier.requests_per_minute,
         "tokens_per_minute": tier.tokens_per_minute,
         "tokens_per_day": tier.tokens_per_day,
     }
-    _require_possible(caller, tokens=values["tokens"])
+
+
+def _admit(caller: Caller, *, tokens: int, call_id: UUID | None, gateway_id: UUID | None) -> None:
+    tier = caller.tier
+    values = limits_of(caller) | {"tokens": tokens, "call_id": call_id, "gateway_id": gateway_id}
+    _require_possible(caller, tokens=tokens)
     with connection.cursor() as cursor:
         for _ in range(ATTEMPTS_MAX):
-            cursor.execute(statement, values)
+            cursor.execute(ADMIT_SQL, values)
             if cursor.fetchone() is not None:
                 return
             cursor.execute(USED_SQL, values)
@@ -213,7 +186,7 @@ def _admit(statement: str, caller: Caller, **values: Any) -> None:
             if used is None:
                 cursor.execute(OPEN_SQL, values)
             else:
-                _refuse(caller, Used(*used), calls=values["calls"], tokens=values["tokens"])
+                _refuse(caller, Used(*used), calls=0 if call_id is None else 1, tokens=tokens)
     # Room appeared between each refusal and its explanation: the organization is busy, whichever limit it
     # was.
     raise LimitExceeded(

@@ -1,4 +1,5 @@
-"""Leases of engine slots: affinity and mutual exclusion across all processes, in one statement.
+"""Leases of engine slots: affinity and mutual exclusion across all processes, in one statement (the database's
+function `engines_lease_slot`).
 
 The control plane owns the slots. Nothing is ever queued in the engine: a call waits here, for a bounded time, and
 then either has a slot to itself or is told that the engine is overloaded.
@@ -7,6 +8,7 @@ then either has a slot to itself or is told that the engine is overloaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from django.db import connection
@@ -26,31 +28,13 @@ class SlotLease:
     """The engine's, as it was registered when the lease was taken: what a KV state must match."""
 
 
-# The last slot is the lane of precompute: chats take it only when no other is free, so a prefill seldom waits.
-# MATERIALIZED: joined as a plain sub-select, it may be scanned again for each slot, and take one more each time.
-LEASE = """
-WITH free AS MATERIALIZED (
-    SELECT candidate.id, candidate.resident, candidate.resident_organization, engine.fingerprint
-      FROM engines_engineslot AS candidate
-      JOIN engines_engine AS engine ON engine.id = candidate.engine_id
-     WHERE candidate.engine_id = %(engine_id)s
-       AND NOT engine.is_draining
-       AND (candidate.lease_until IS NULL OR candidate.lease_until < clock_timestamp())
-       AND (NOT %(prefill)s OR candidate.index = engine.total_slots - 1)
-     ORDER BY (candidate.resident IS NOT NULL AND candidate.resident = %(wanted)s::uuid) DESC,
-              (candidate.index = engine.total_slots - 1),
-              (candidate.resident IS NULL) DESC,
-              candidate.last_used_at NULLS FIRST
-     LIMIT 1
-       FOR UPDATE OF candidate SKIP LOCKED)
-UPDATE engines_engineslot AS slot
-   SET lease_owner = %(owner)s,
-       lease_until = clock_timestamp() + make_interval(secs => %(seconds)s),
-       last_used_at = clock_timestamp()
-  FROM free
- WHERE slot.id = free.id
-RETURNING slot.id, slot.engine_id, slot.index, free.resident, free.resident_organization, free.fingerprint
+LEASE_SQL = """
+SELECT slot_id, slot_index, was_resident, was_organization, engine_fingerprint
+FROM engines_lease_slot(%(engine_id)s, %(owner)s, %(seconds)s, %(wanted)s::uuid, %(prefill)s)
 """
+RELEASE_SQL = (
+    "SELECT engines_release_slot(%(slot_id)s, %(owner)s, %(resident)s::uuid, %(resident_organization)s)"
+)
 
 
 def _lease(
@@ -58,7 +42,7 @@ def _lease(
 ) -> SlotLease | None:
     with connection.cursor() as cursor:
         cursor.execute(
-            LEASE,
+            LEASE_SQL,
             {
                 "engine_id": engine_id,
                 "owner": owner,
@@ -68,9 +52,12 @@ def _lease(
             },
         )
         row = cursor.fetchone()
-    if row is None:
-        return None
-    slot_id, engine_id, index, resident, organization, fingerprint = row
+    return None if row is None else lease_from(row, engine_id=engine_id, owner=owner)
+
+
+def lease_from(row: tuple[Any, ...], *, engine_id: int, owner: str) -> SlotLease:
+    """From a row of the database's `engines_lease_slot`."""
+    slot_id, index, resident, organization, fingerprint = row
     return SlotLease(
         slot_id=slot_id,
         engine_id=engine_id,
@@ -152,16 +139,33 @@ def renew(lease: SlotLease, *, seconds: float) -> bool:
         return bool(cursor.rowcount)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A slot that is to be given back, and what it holds now; `forgets`: nothing that its engine's rows say is in
+    its slots is there any more."""
+
+    lease: SlotLease
+    resident: UUID | None
+    resident_organization: str
+    forgets: bool = False
+
+
 def release(lease: SlotLease, *, resident: UUID | None, resident_organization: str) -> None:
     """Give a slot back and say what it now holds. A lease that was lost meanwhile is left alone."""
+    values: dict[str, Any] = {
+        "slot_id": lease.slot_id,
+        "owner": lease.owner,
+        "resident": resident,
+        "resident_organization": resident_organization,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(
-            """UPDATE engines_engineslot
-                  SET lease_owner = '', lease_until = NULL, resident = %s, resident_organization = %s,
-                      last_used_at = clock_timestamp()
-                WHERE id = %s AND lease_owner = %s""",
-            [resident, resident_organization, lease.slot_id, lease.owner],
-        )
+        cursor.execute(RELEASE_SQL, values)
+
+
+def give_back(given: Release) -> None:
+    release(given.lease, resident=given.resident, resident_organization=given.resident_organization)
+    if given.forgets:
+        forget_residents(engine_id=given.lease.engine_id)
 
 
 def release_owned_by(owners: list[str]) -> int:

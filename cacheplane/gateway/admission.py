@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, connection, transaction
 
-from billing import accounts, charging, clock, holds
+from billing import accounts, charging, clock, holds, plain_calls
 from billing.errors import InsufficientFunds
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
@@ -29,8 +30,8 @@ from cacheplane.kv import store
 
 log = structlog.get_logger(__name__)
 
-SLOT_LEASE_MARGIN_SECONDS = 30.0
-"""A lease outlives the longest call by this much."""
+SLOT_LEASE_SECONDS = settings.CALL_TIMEOUT_SECONDS + 30.0
+"""A lease outlives the longest call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +68,98 @@ class Admitted:
     lease: SlotLease | None
 
 
+ADMIT_PLAINLY = """
+SELECT held.at, slot.slot_id, slot.slot_index, slot.was_resident, slot.was_organization, slot.engine_fingerprint
+FROM access_admit(%(organization_id)s, %(call_id)s, %(gateway_id)s, %(tokens)s, %(concurrency)s,
+                  %(requests_per_minute)s, %(tokens_per_minute)s, %(tokens_per_day)s) AS admitted (organization_id)
+CROSS JOIN LATERAL (
+    SELECT billing_hold_plainly(admitted.organization_id, %(currency)s, %(call_id)s, 'call', %(subject)s,
+                                %(amount)s, %(good_from)s, %(good_until)s) AS at
+) AS held
+LEFT JOIN LATERAL engines_lease_slot(%(engine_id)s, %(owner)s, %(seconds)s, %(wanted)s::uuid, held.at IS NULL)
+    AS slot ON true
+"""
+SETTLE_PLAINLY = """
+SELECT settled.at, released.done
+FROM access_finish_call(%(call_id)s, %(tokens_used)s) AS ended (organization_id)
+CROSS JOIN LATERAL (
+    SELECT billing_settle_plainly(ended.organization_id, %(currency)s, %(call_id)s, %(total)s, %(charges)s) AS at
+) AS settled
+LEFT JOIN LATERAL (
+    SELECT engines_release_slot(%(slot_id)s, %(owner)s, %(resident)s::uuid, %(resident_organization)s) AS done
+    WHERE settled.at IS NOT NULL
+) AS released ON true
+"""
+"""Each is one message and one transaction. Each function takes something of the one before it, so that they run in
+this order, in the order in which locks are taken, and none when the one before it gave nothing."""
+
+
 def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int) -> Admitted:
     """Count the call against the caller's limits and hold its price, both or neither, and take a free slot.
 
     Raises LimitExceeded, and billing's InsufficientFunds.
     """
+    return _admit_plainly(caller, wanted, gateway_id=gateway_id, engine_id=engine_id) or _admit(
+        caller, wanted, gateway_id=gateway_id, engine_id=engine_id
+    )
+
+
+def _admit_plainly(
+    caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int
+) -> Admitted | None:
+    """None when it takes a closer look, be it for a refusal: nothing has been taken then."""
+    prefix = wanted.prefix
+    quote = plain_calls.quote(
+        caller.organization_id,
+        model=wanted.model,
+        fee_of_family=wanted.family if prefix is not None else None,
+        prompt_tokens=max(0, wanted.prompt_tokens - prefix.tokens) if prefix else wanted.prompt_tokens,
+        completion_tokens=wanted.max_tokens,
+        at=datetime.now(UTC),
+    )
+    if quote is None:
+        return None
+    owner = str(wanted.call_id)
+    row = _one_transaction(
+        ADMIT_PLAINLY,
+        rate_limits.limits_of(caller)
+        | {
+            "call_id": wanted.call_id,
+            "gateway_id": gateway_id,
+            "tokens": wanted.prompt_tokens + wanted.max_tokens,
+            "currency": quote.currency,
+            "subject": prefix.cache_id if prefix else owner,
+            "amount": quote.amount,
+            "good_from": quote.good_from,
+            "good_until": quote.good_until,
+            "engine_id": engine_id,
+            "owner": owner,
+            "seconds": SLOT_LEASE_SECONDS,
+            "wanted": prefix.kv_id if prefix is not None else None,
+        },
+    )
+    if row is None:
+        return None
+    lease = slots.lease_from(row[1:], engine_id=engine_id, owner=owner) if row[1] is not None else None
+    return Admitted(at=row[0], lease=lease)
+
+
+def _one_transaction(statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The statement's row; None when it gave none, or when billing said that this is no plain call."""
+    try:
+        # Within somebody's transaction (a test's) a refusal must not end that one.
+        with transaction.atomic() if connection.in_atomic_block else nullcontext():
+            with connection.cursor() as cursor:
+                cursor.execute(statement, values)
+                row: tuple[Any, ...] | None = cursor.fetchone()
+                return row
+    except DatabaseError as error:
+        if getattr(error.__cause__, "sqlstate", None) == plain_calls.NOT_PLAIN:
+            return None
+        raise
+
+
+def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int) -> Admitted:
     with transaction.atomic():
         rate_limits.admit_call(
             caller,
@@ -108,12 +196,69 @@ def settle(
     wanted: Wanted,
     outcome: Outcome,
     reset_ttl: tuple[str, int] | None,
-    release_slot: Callable[[], None] | None = None,
+    released: slots.Release | None = None,
 ) -> None:
     """Charge what was used, give the rest back, move the object's end. Twice is once: a second run changes nothing.
 
     `reset_ttl` is (cache id, seconds) of a call that succeeded, also when the object was not active.
     """
+    if reset_ttl is not None or not _settle_plainly(caller, wanted, outcome, released):
+        _settle(caller, wanted, outcome, reset_ttl, released)
+
+
+def _settle_plainly(caller: Caller, wanted: Wanted, outcome: Outcome, released: slots.Release | None) -> bool:
+    """False when it takes a closer look: nothing has been done then."""
+    used = outcome.usage
+    if used is None or released is None or released.forgets:
+        return False
+    if outcome.proved_at is not None or outcome.lost_kv_reason is not None:
+        return False
+    charges = plain_calls.charges(
+        caller.organization_id,
+        charging.call_events(**_used_by(caller, wanted, outcome, used)),
+        started_at=outcome.started_at,
+    )
+    if charges is None:
+        return False
+    row = _one_transaction(
+        SETTLE_PLAINLY,
+        {
+            "call_id": wanted.call_id,
+            "tokens_used": used.total_tokens,
+            "currency": charges.currency,
+            "total": charges.total,
+            "charges": charges.rows,
+            "slot_id": released.lease.slot_id,
+            "owner": released.lease.owner,
+            "resident": released.resident,
+            "resident_organization": released.resident_organization,
+        },
+    )
+    return row is not None
+
+
+def _used_by(caller: Caller, wanted: Wanted, outcome: Outcome, used: Usage) -> dict[str, Any]:
+    return {
+        "call_id": str(wanted.call_id),
+        "subject": wanted.prefix.cache_id if outcome.is_hit and wanted.prefix else None,
+        "family": wanted.family,
+        "model": wanted.model,
+        "prompt_tokens": used.prompt_tokens,
+        "cached_tokens": used.cached_tokens,
+        "completion_tokens": used.completion_tokens,
+        "started_at": outcome.started_at,
+        "api_key_id": caller.api_key_id,
+        "request_id": wanted.request_id,
+    }
+
+
+def _settle(
+    caller: Caller,
+    wanted: Wanted,
+    outcome: Outcome,
+    reset_ttl: tuple[str, int] | None,
+    released: slots.Release | None,
+) -> None:
     used = outcome.usage
     with transaction.atomic():
         tokens_used = used.total_tokens if used else outcome.evaluated_tokens
@@ -129,22 +274,13 @@ def settle(
             charging.charge_call(
                 account,
                 hold_reference=wanted.call_id,
-                call_id=str(wanted.call_id),
-                subject=wanted.prefix.cache_id if outcome.is_hit and wanted.prefix else None,
-                family=wanted.family,
-                model=wanted.model,
-                prompt_tokens=used.prompt_tokens,
-                cached_tokens=used.cached_tokens,
-                completion_tokens=used.completion_tokens,
-                started_at=outcome.started_at,
                 at=at,
-                api_key_id=caller.api_key_id,
-                request_id=wanted.request_id,
+                **_used_by(caller, wanted, outcome, used),
             )
         if outcome.proved_at is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
             store.mark_proved(wanted.prefix.kv_id, at=outcome.proved_at)
-        if release_slot is not None:
-            release_slot()
+        if released is not None:
+            slots.give_back(released)
         if reset_ttl is not None:
             _reset_ttl(account, caller, cache_id=reset_ttl[0], seconds=reset_ttl[1], at=at)
     if outcome.lost_kv_reason is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
@@ -235,9 +371,10 @@ def _quote(
 
 
 def take_slot(*, engine_id: int, call_id: uuid.UUID, prefix: Prefix | None) -> SlotLease | None:
-    seconds = settings.CALL_TIMEOUT_SECONDS + SLOT_LEASE_MARGIN_SECONDS
     wanted = prefix.kv_id if prefix is not None else None
-    return slots.lease_for_call(engine_id=engine_id, owner=str(call_id), seconds=seconds, wanted=wanted)
+    return slots.lease_for_call(
+        engine_id=engine_id, owner=str(call_id), seconds=SLOT_LEASE_SECONDS, wanted=wanted
+    )
 
 
 def reap(*, dead_after_seconds: int) -> int:

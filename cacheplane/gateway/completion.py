@@ -26,7 +26,7 @@ from cacheplane.chat import ChatDelta, ChatRequest, Usage
 from cacheplane.engines import slots
 from cacheplane.engines.base import Engine as EngineAdapter
 from cacheplane.engines.models import Engine
-from cacheplane.engines.slots import UNKNOWN_ORGANIZATION, SlotLease
+from cacheplane.engines.slots import UNKNOWN_ORGANIZATION, Release, SlotLease
 from cacheplane.errors import EngineError, EngineOverloaded, KVDamaged, ServiceUnavailable
 from cacheplane.gateway import admission
 from cacheplane.gateway.admission import Admitted, Outcome, Wanted
@@ -202,12 +202,13 @@ class Completion:
         )
         reset_ttl = self.reset_ttl if self._succeeded else None
         if self._succeeded and self._lease is not None:
-            await self._settle(self._give_back, self._lease, outcome, reset_ttl)
+            released = self._released(self._lease)
+            await self._settle(admission.settle, self.caller, self.wanted, outcome, reset_ttl, released)
             return
         await self._settle(admission.settle, self.caller, self.wanted, outcome, reset_ttl)
         if self._lease is not None:
             await self._until_idle(self._lease)
-            await database.run(self._release_slot, self._lease)
+            await database.run(slots.give_back, self._released(self._lease))
 
     def _evaluated_tokens(self) -> int:
         if self._stream is None or self.usage is not None or self._engine_failed:
@@ -239,19 +240,20 @@ class Completion:
                     return
                 await asyncio.sleep(pause)
 
-    def _give_back(self, lease: SlotLease, outcome: Outcome, reset_ttl: tuple[str, int] | None) -> None:
-        admission.settle(self.caller, self.wanted, outcome, reset_ttl, lambda: self._release_slot(lease))
-
-    def _release_slot(self, lease: SlotLease) -> None:
+    def _released(self, lease: SlotLease) -> Release:
         if self.usage is None or self._engine_failed:
             # The engine broke off, or was broken off before it said anything: nobody knows what the slot holds.
-            slots.release(lease, resident=None, resident_organization=UNKNOWN_ORGANIZATION)
-            return
+            return Release(lease=lease, resident=None, resident_organization=UNKNOWN_ORGANIZATION)
         resident = self.wanted.prefix.kv_id if self.is_hit and self.wanted.prefix is not None else None
-        slots.release(lease, resident=resident, resident_organization=self.caller.organization_id)
-        if lease.resident is not None and resident is None and lease.resident == self._expected_resident():
+        return Release(
+            lease=lease,
+            resident=resident,
+            resident_organization=self.caller.organization_id,
             # The row said that the prefix was in the slot and the engine had forgotten it: it was restarted.
-            slots.forget_residents(engine_id=lease.engine_id)
+            forgets=lease.resident is not None
+            and resident is None
+            and lease.resident == self._expected_resident(),
+        )
 
     def _expected_resident(self) -> uuid.UUID | None:
         return self.wanted.prefix.kv_id if self.wanted.prefix is not None else None
