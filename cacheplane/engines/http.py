@@ -22,7 +22,8 @@ CONNECT_SECONDS = 2.0
 CONTROL_SECONDS = 30.0
 """For a question or a slot action: an idle engine answers in milliseconds, a busy one between two batches."""
 SILENCE_SECONDS = 300.0
-"""The longest pause within an answer, its first token included."""
+"""The longest pause in the course of a prefill. A call as a whole is bounded by who makes it: a timer that is set
+anew for each token costs more than the token."""
 HEALTH_SECONDS = 2.0
 
 CONNECTIONS_PER_ENGINE = 128
@@ -31,7 +32,8 @@ KEEPALIVE_SECONDS = 3.0
 _CLOSE_SECONDS = 1.0
 
 CONTROL = aiohttp.ClientTimeout(total=CONTROL_SECONDS, sock_connect=CONNECT_SECONDS)
-STREAM = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+CALL = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+PREFILL = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
 HEALTH = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
 
 _sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()

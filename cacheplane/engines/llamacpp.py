@@ -173,7 +173,7 @@ class LlamaCppEngine:
         await self._check_slot(slot)
         body = wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens)
         complete, reader = False, wire.EventReader()
-        async with self._stream("/v1/chat/completions", body) as response:
+        async with self._stream("/v1/chat/completions", body, http.CALL) as response:
             async for piece in response.content.iter_any():
                 for event in reader.feed(piece):
                     chunk = _decoded(event, _decode_chunk)
@@ -227,7 +227,7 @@ class LlamaCppEngine:
             "return_progress": True,
         }
         evaluated, reader = 0, wire.EventReader()
-        async with self._stream("/completion", msgspec.json.encode(body)) as response:
+        async with self._stream("/completion", msgspec.json.encode(body), http.PREFILL) as response:
             async for piece in response.content.iter_any():
                 for event in reader.feed(piece):
                     told = _decoded(event, _decode_prefill)
@@ -336,12 +336,14 @@ class LlamaCppEngine:
             return await response.read()
 
     @asynccontextmanager
-    async def _stream(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _stream(
+        self, path: str, body: bytes, limits: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Leaving early closes the connection, which is how the server learns that it may stop.
 
         Each stream has a connection of its own: the server says keep-alive and yet hangs up after a stream.
         """
-        async with self._open("POST", path, body, http.STREAM, {"Connection": "close"}) as response:
+        async with self._open("POST", path, body, limits, {"Connection": "close"}) as response:
             try:
                 yield response
             finally:
