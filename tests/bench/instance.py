@@ -39,6 +39,8 @@ class Instance:
     kv_dir: Path
     pids: dict[str, int]
     preset: str
+    data_dir: Path
+    api_key: str
 
     def forget_slots(self) -> None:
         """The next call on a cache object restores its file, as if its prefix had never been in a slot."""
@@ -82,6 +84,8 @@ def _attached(ready: dict[str, Any]) -> Iterator[Instance]:
             kv_dir=Path(values["ENGINE_KV_DIR"]),
             pids=ready["pids"],
             preset=values["MODEL_PRESET"],
+            data_dir=data_dir,
+            api_key=ready["api_key"],
         )
         console.print(f"bench: {machine()}; preset {found.preset}")
         try:

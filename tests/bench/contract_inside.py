@@ -1,0 +1,118 @@
+"""What `tests.bench.contract` measures on the server's own code: a case comes as JSON, milliseconds go as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cacheplane.settings")
+import django
+
+django.setup()
+
+from django.test import Client  # noqa: E402
+
+from cacheplane.access import api_keys  # noqa: E402
+from cacheplane.caching import cache_objects  # noqa: E402
+from cacheplane.caching.models import CacheObject  # noqa: E402
+from cacheplane.engines import http  # noqa: E402
+from cacheplane.gateway import matching  # noqa: E402
+
+
+def main() -> None:
+    parts = {"match": match, "create": create}
+    print(json.dumps(parts[sys.argv[1]](json.load(sys.stdin))))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) * 1000
+
+
+def match(given: dict[str, Any]) -> dict[str, float]:
+    """Finding the object, and comparing a conversation with it; beside it the one hash nobody can do without."""
+    row = CacheObject.objects.get(id=given["cache_id"])
+    caller = _caller_of(row)
+    conversation = [*given["messages"], {"role": "user", "content": "And now?"}]
+    written = json.dumps(conversation).encode()
+
+    def whole() -> None:
+        assert matching.is_prefix_of(matching.find(caller, row.id), conversation, None)
+
+    whole()
+    pairs = [
+        (_timed(whole), _timed(lambda: hashlib.sha256(written).hexdigest())) for _ in range(given["rounds"])
+    ]
+    return {"match": median(ours for ours, _ in pairs), "sha256": median(one for _, one in pairs)}
+
+
+def _caller_of(row: CacheObject) -> Any:
+    from cacheplane.access.callers import Caller
+
+    limits = api_keys.TierLimits(
+        slug="bench",
+        rank=0,
+        concurrency=0,
+        requests_per_minute=0,
+        tokens_per_minute=0,
+        tokens_per_day=None,
+        object_tokens_max=0,
+        cached_tokens_max=0,
+        ttl_seconds_max=0,
+    )
+    return Caller(
+        organization_id=row.organization_id,
+        organization_name="",
+        organization_state="active",
+        project_id=row.project_id,
+        api_key_id="",
+        tier=limits,
+    )
+
+
+def create(given: dict[str, Any]) -> dict[str, float]:
+    """The whole request through Django, less the time in which it waits for the engine."""
+    waited: list[float] = []
+    ask = http.call
+
+    def timed_ask(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return ask(*arguments, **named)
+        finally:
+            waited.append((time.perf_counter() - started) * 1000)
+
+    cache_objects.http.call = timed_ask  # type: ignore[attr-defined]
+    client = Client(headers={"Authorization": f"Bearer {given['api_key']}", "Host": "127.0.0.1"})
+    body = json.dumps({"model": "moonshot-v1", "ttl": 600, "messages": given["messages"]})
+    whole, engine, tokens = [], [], 0
+    for number in range(given["rounds"] + 1):
+        waited.clear()
+        started = time.perf_counter()
+        answer = client.post("/v1/caching", body, content_type="application/json")
+        took = (time.perf_counter() - started) * 1000
+        assert answer.status_code == 200, answer.content[:500]
+        made = answer.json()
+        client.delete(f"/v1/caching/{made['id']}")
+        if number:  # the first one warms up
+            whole.append(took)
+            engine.append(sum(waited))
+            tokens = made["tokens"]
+    return {
+        "whole": median(whole),
+        "engine": median(engine),
+        "beyond": median(all_ - there for all_, there in zip(whole, engine, strict=True)),
+        "bytes": len(body),
+        "tokens": tokens,
+    }
+
+
+if __name__ == "__main__":
+    main()
