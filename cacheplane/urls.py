@@ -31,6 +31,7 @@ urlpatterns = [
     path("v1/schema/page", SchemaPage.as_view(url_name="schema"), name="schema-page"),
     path("v1/caching", caching.CachingList.as_view()),
     path("v1/caching/<str:cache_id>", caching.CachingDetail.as_view()),
+    path("v1/caching/<str:cache_id>/events", caching.CachingEvents.as_view()),
     path("v1/models", models.ModelList.as_view()),
     path("v1/tokenizers/estimate-token-count", models.EstimateTokenCount.as_view()),
     path("v1/users/me/balance", users.Balance.as_view()),

@@ -49,6 +49,19 @@ CACHE_OBJECT: dict[str, Any] = {
         "error": ERROR["properties"]["error"],
     },
 }
+CACHE_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "object", "cache_id", "kind", "at", "actor", "detail"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"type": "string", "enum": ["context_cache_event"]},
+        "cache_id": {"type": "string"},
+        "kind": {"type": "string", "examples": ["created", "active", "extended", "expired", "deleted"]},
+        "at": {"type": "string", "format": "date-time"},
+        "actor": {"type": "string", "description": "an API key's id, system, or operator"},
+        "detail": {"type": "object"},
+    },
+}
 DELETED: dict[str, Any] = {
     "type": "object",
     "required": ["deleted", "id", "object"],

@@ -22,6 +22,7 @@ from billing.accounts import LockedAccount
 from cacheplane import dispatch
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
+from cacheplane.ids import new_ordered_uuid
 from cacheplane.kv import store
 from cacheplane.kv.store import SavedKV
 
@@ -44,7 +45,14 @@ class Claim:
 
 def note(cache_id: str, organization_id: str, kind: str, *, at: datetime, actor: str, **detail: Any) -> None:
     CacheObjectEvent.objects.create(
-        cache_id=cache_id, organization_id=organization_id, kind=kind, at=at, actor=actor, detail=detail
+        # In order within one process, so that what one transaction notes at one instant stands in order too.
+        id=new_ordered_uuid(),
+        cache_id=cache_id,
+        organization_id=organization_id,
+        kind=kind,
+        at=at,
+        actor=actor,
+        detail=detail,
     )
 
 
@@ -167,7 +175,15 @@ def fail_attempt(claim: Claim, *, reason: str, is_final: bool = False) -> bool:
         row = CacheObject.objects.select_for_update(of=("self",)).filter(_claimed(claim)).first()
         if row is None:
             return False
-        note(row.id, row.organization_id, "attempt_failed", at=at, actor=claim.owner, reason=reason[:500])
+        note(
+            row.id,
+            row.organization_id,
+            "attempt_failed",
+            at=at,
+            actor=claim.owner,
+            attempt=claim.attempt,
+            reason=reason[:500],
+        )
         if is_final or claim.attempt >= settings.PRECOMPUTE_ATTEMPTS_MAX:
             _end_pending(account, row, status=ERROR, at=at, actor=claim.owner, error=reason)
         else:
@@ -289,14 +305,20 @@ def move_end(
         storage.extend(account, row.segment, ends_at=until, at=at)
         changed = CacheObject.objects.filter(id=row.id, status=ACTIVE).update(expired_at=until)
         assert changed == 1
-        note(row.id, row.organization_id, "extended", at=at, actor=actor, expired_at=until.isoformat())
+        _note_end(row, "extended", until=until, at=at, actor=actor)
     elif status == PENDING:
         changed = CacheObject.objects.filter(id=row.id, status=PENDING).update(expired_at=until)
         assert changed == 1
-        note(row.id, row.organization_id, "extended", at=at, actor=actor, expired_at=until.isoformat())
+        _note_end(row, "extended", until=until, at=at, actor=actor)
     else:
         require_room(row.organization_id, tokens=row.tokens, cached_tokens_max=cached_tokens_max, at=at)
         _revive(account, row, until=until, at=at, actor=actor)
+
+
+def _note_end(row: CacheObject, kind: str, *, until: datetime, at: datetime, actor: str) -> None:
+    """`row` still holds its old end."""
+    ends = {"expired_at_before": row.expired_at.isoformat(), "expired_at": until.isoformat()}
+    note(row.id, row.organization_id, kind, at=at, actor=actor, **ends)
 
 
 def require_room(organization_id: str, *, tokens: int, cached_tokens_max: int | None, at: datetime) -> None:
@@ -329,7 +351,7 @@ def _revive(account: LockedAccount, row: CacheObject, *, until: datetime, at: da
         error_message="",
     )
     assert changed == 1
-    note(row.id, row.organization_id, "revived", at=at, actor=actor, expired_at=until.isoformat())
+    _note_end(row, "revived", until=until, at=at, actor=actor)
     dispatch.after_commit(dispatch.PRECOMPUTE)
 
 
