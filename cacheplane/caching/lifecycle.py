@@ -1,7 +1,8 @@
 """Every change of a cache object's status, each in one transaction, each a conditional UPDATE whose rows are counted.
 
-Locks are taken in one order everywhere: the organization's billing account, its purses, then the object. Time is
-the database's and is read after the lock, so that two changes of one organization never see it run backwards.
+Locks are taken in one order everywhere: the organization's billing account, its purses, the object, then the
+webhook endpoints that are told of it. Time is the database's and is read after the lock, so that two changes of one
+organization never see it run backwards.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from billing.accounts import LockedAccount
 from cacheplane import dispatch
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
+from cacheplane.events import outbox
+from cacheplane.events.models import CACHE_ACTIVE, CACHE_DELETED, CACHE_ERROR, CACHE_EXPIRED
 from cacheplane.ids import new_ordered_uuid
 from cacheplane.kv import store
 from cacheplane.kv.store import SavedKV
@@ -53,6 +56,29 @@ def note(cache_id: str, organization_id: str, kind: str, *, at: datetime, actor:
         at=at,
         actor=actor,
         detail=detail,
+    )
+
+
+def told_of(row: CacheObject, *, expired_at: datetime) -> dict[str, Any]:
+    """What a webhook says of an object: enough to find it, nothing of its texts."""
+    return {
+        "id": row.id,
+        "object": "context_cache_object",
+        "model": row.model,
+        "name": row.name,
+        "tokens": row.tokens,
+        "created_at": int(row.created_at.timestamp()),
+        "expired_at": int(expired_at.timestamp()),
+    }
+
+
+def _tell(row: CacheObject, event_type: str, *, expired_at: datetime, at: datetime, **more: Any) -> None:
+    outbox.tell(
+        organization_id=row.organization_id,
+        event_type=event_type,
+        subject=row.id,
+        at=at,
+        data=told_of(row, expired_at=expired_at) | more,
     )
 
 
@@ -164,6 +190,7 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
         )
         assert changed == 1, "the row is locked, so the claim cannot have been lost since"
         note(row.id, row.organization_id, "active", at=at, actor=claim.owner, bytes=saved.size_bytes)
+        _tell(row, CACHE_ACTIVE, expired_at=row.expired_at, at=at)
     return True
 
 
@@ -243,6 +270,9 @@ def _end_pending(
     note(
         row.id, row.organization_id, status, at=at, actor=actor, **({"reason": error[:500]} if error else {})
     )
+    if status == ERROR:
+        # Without the reason: an engine's own words may quote the messages.
+        _tell(row, CACHE_ERROR, expired_at=row.expired_at, at=at, error={"type": "precompute_failed"})
 
 
 # --- Time: extend, revive, expire ------------------------------------------------------------------------------
@@ -356,7 +386,13 @@ def _revive(account: LockedAccount, row: CacheObject, *, until: datetime, at: da
 
 
 def _expire(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) -> None:
-    """A locked row whose life is over by the clock, by money, or by an operator: last storage lines, bytes doomed."""
+    """A locked row whose life is over by the clock, by money, or by an operator; its owner is told."""
+    _end(account, row, at=at, actor=actor)
+    _tell(row, CACHE_EXPIRED, expired_at=min(row.expired_at, at), at=at)
+
+
+def _end(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) -> None:
+    """A locked row ends: last storage lines, bytes doomed."""
     if row.status == PENDING:
         _end_pending(account, row, status=EXPIRED, at=at, actor=actor)
         return
@@ -459,6 +495,7 @@ def delete(organization_id: str, cache_id: str, *, actor: str) -> None:
         at = account.locked_at
         row = _locked(organization_id, cache_id)
         if row.status in (PENDING, ACTIVE):
-            _expire(account, row, at=at, actor=actor)
+            _end(account, row, at=at, actor=actor)
         CacheObject.objects.filter(id=row.id).delete()
         note(row.id, row.organization_id, "deleted", at=at, actor=actor)
+        _tell(row, CACHE_DELETED, expired_at=min(row.expired_at, at), at=at)
