@@ -14,6 +14,7 @@ _REASONS = {
     400: "A field is not taken; the message names it.",
     401: "No key, or not a valid one.",
     403: "The feature is not open to this organization.",
+    409: "The state of what is named does not allow it.",
     404: "Absent, or somebody else's.",
     413: "The body is too large.",
     429: "A limit, the balance or the engine; see Retry-After.",
