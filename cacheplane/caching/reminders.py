@@ -43,11 +43,13 @@ def tell_expiring() -> int:
     """For one batch; how many were told. One at a time: the caller sees to that."""
     if not WebhookEndpoint.objects.listening_for(CACHE_EXPIRING).exists():
         return 0
+    at = clock.now()
+    values: dict[str, Any] = {"at": at, "type": CACHE_EXPIRING, "limit": BATCH_OBJECTS}
+    with connection.cursor() as cursor:
+        # On its own: who deletes an endpoint locks it before its notices.
+        cursor.execute(FORGET, values)
     with transaction.atomic():
-        at = clock.now()
-        values: dict[str, Any] = {"at": at, "type": CACHE_EXPIRING, "limit": BATCH_OBJECTS}
         with connection.cursor() as cursor:
-            cursor.execute(FORGET, values)
             cursor.execute(DUE, values)
             due = cursor.fetchall()
         rows = CacheObject.objects.defer("messages", "tools").select_related("organization__billing_account")

@@ -80,7 +80,10 @@ def checked_url(raw: str) -> str:
         if port not in PORTS:
             raise _refused(raw, "port 443 or 80")
         _refuse_private_literal(raw, host)
-    return str(url.with_fragment(None))
+    asked_for = str(url.with_fragment(None))
+    if len(asked_for) > URL_CHARS_MAX:
+        raise _refused(raw, f"a URL of at most {URL_CHARS_MAX} characters when it is escaped")
+    return asked_for
 
 
 def _refuse_private_literal(raw: str, host: str) -> None:

@@ -180,7 +180,7 @@ class _Checked(AbstractResolver):
 
 async def _send_all(claims: list[Claim]) -> list[Outcome]:
     # A resolver that hangs is left behind: nobody waits for its thread.
-    names = ThreadPoolExecutor(ENDPOINTS_AT_ONCE, thread_name_prefix="webhook-names")
+    names = ThreadPoolExecutor(len(claims), thread_name_prefix="webhook-names")
     try:
         return await asyncio.gather(*(send(claim, names=names) for claim in claims))
     finally:
@@ -235,6 +235,7 @@ def report(claim: Claim, outcome: Outcome) -> None:
                 failing_since=None
             )
         else:
+            list(WebhookEndpoint.objects.select_for_update(no_key=True).filter(id=claim.endpoint_id))
             WebhookEndpoint.objects.filter(id=claim.endpoint_id, failing_since__isnull=True).update(
                 failing_since=at
             )

@@ -81,6 +81,8 @@ def test_other_spellings_of_loopback_are_seen_through(host: str) -> None:
         ],
         *["https://example.com\\@10.0.0.1/", "https://example.com/\r\nx", "https://example.com:99999/"],
         "https://example.com/" + "a" * 2048,
+        "https://example.com/" + "é" * 2000,
+        "https://example.com/\ud800",
     ],
 )
 def test_a_url_that_is_not_plain_https_is_refused_and_named(url: str) -> None:
@@ -95,6 +97,12 @@ def test_credentials_are_refused_and_not_repeated(settings: Any, allow: bool) ->
         with pytest.raises(InvalidRequest) as refused:
             addresses.checked_url(url)
         assert "hunter2" not in refused.value.message
+
+
+def test_a_checked_url_is_escaped_once_and_stays_as_it_is() -> None:
+    checked = addresses.checked_url("https://bücher.example/é?q=ü%20x#fragment")
+    assert checked == "https://xn--bcher-kva.example/%C3%A9?q=%C3%BC+x" or checked.isascii()
+    assert addresses.checked_url(checked) == checked
 
 
 def test_an_intranet_may_allow_what_is_refused(settings: Any) -> None:
