@@ -46,6 +46,8 @@ LEASE_SECONDS = 60
 RETRY_SECONDS = (5, 60, 300, 1_800, 7_200, 21_600, 86_400)
 """How long after each failed try the next one follows; after the last the delivery has failed."""
 JITTER_PERCENT = 20
+REST = timedelta(minutes=1)
+"""An endpoint that fails twice without a success in between gets nothing for so long: others need the senders."""
 DISABLE_AFTER = timedelta(days=3)
 """An endpoint that has only failed for so long is disabled."""
 KEPT = timedelta(days=30)
@@ -228,17 +230,9 @@ async def _post(claim: Claim, *, names: ThreadPoolExecutor) -> int:
 def report(claim: Claim, outcome: Outcome) -> None:
     """What came of a claim; nothing when the claim was lost meanwhile."""
     with transaction.atomic():
-        at = clock.now()
         # The endpoint first, everywhere: who disables or deletes one locks it before its deliveries.
-        if outcome.is_success:
-            WebhookEndpoint.objects.filter(id=claim.endpoint_id, failing_since__isnull=False).update(
-                failing_since=None
-            )
-        else:
-            list(WebhookEndpoint.objects.select_for_update(no_key=True).filter(id=claim.endpoint_id))
-            WebhookEndpoint.objects.filter(id=claim.endpoint_id, failing_since__isnull=True).update(
-                failing_since=at
-            )
+        failing = _mark_endpoint(claim, outcome)
+        at = clock.now()
         claimed = Delivery.objects.filter(id=claim.delivery_id, fence=claim.fence, state=PENDING)
         if not claimed.update(**_after(claim, outcome, at=at)):
             return
@@ -249,8 +243,26 @@ def report(claim: Claim, outcome: Outcome) -> None:
             http_status=outcome.http_status,
             error=outcome.error,
         )
-        if not outcome.is_success:
-            _disable_when_hopeless(claim, outcome, at=at)
+        if failing is not None:
+            _give_rest(claim, failing, at=at)
+            _disable_when_hopeless(failing, outcome, at=at)
+
+
+def _mark_endpoint(claim: Claim, outcome: Outcome) -> WebhookEndpoint | None:
+    """Write down since when it fails; the endpoint as it was before, locked, when it failed now."""
+    rows = WebhookEndpoint.objects.filter(id=claim.endpoint_id)
+    if outcome.is_success:
+        rows.filter(failing_since__isnull=False).update(failing_since=None)
+        return None
+    before = rows.select_for_update(no_key=True).first()
+    rows.filter(failing_since__isnull=True).update(failing_since=clock.now())
+    return before
+
+
+def _give_rest(claim: Claim, failing: WebhookEndpoint, *, at: datetime) -> None:
+    if failing.failing_since is not None:
+        others = failing.deliveries.filter(state=PENDING, next_at__lt=at + REST)
+        others.exclude(id=claim.delivery_id).update(next_at=at + REST)
 
 
 def _after(claim: Claim, outcome: Outcome, *, at: datetime) -> dict[str, Any]:
@@ -263,8 +275,7 @@ def _after(claim: Claim, outcome: Outcome, *, at: datetime) -> dict[str, Any]:
     return {"next_at": at + timedelta(seconds=wait, milliseconds=jitter_ms)}
 
 
-def _disable_when_hopeless(claim: Claim, outcome: Outcome, *, at: datetime) -> None:
-    row = WebhookEndpoint.objects.get(id=claim.endpoint_id)
+def _disable_when_hopeless(row: WebhookEndpoint, outcome: Outcome, *, at: datetime) -> None:
     if outcome.http_status == GONE:
         reason = "it answered 410: gone"
     elif row.failing_since is not None and row.failing_since <= at - DISABLE_AFTER:

@@ -151,6 +151,7 @@ class Delivery(models.Model):
         verbose_name_plural = "deliveries"
         indexes = [
             models.Index(fields=["endpoint", "next_at"], condition=Q(state=PENDING), name="deliveries_due"),
+            models.Index(fields=["next_at"], condition=Q(state=PENDING), name="deliveries_by_time"),
             models.Index(fields=["endpoint", "-id"], name="deliveries_of_endpoint"),
         ]
         constraints = [

@@ -101,7 +101,7 @@ def test_credentials_are_refused_and_not_repeated(settings: Any, allow: bool) ->
 
 def test_a_checked_url_is_escaped_once_and_stays_as_it_is() -> None:
     checked = addresses.checked_url("https://bücher.example/é?q=ü%20x#fragment")
-    assert checked == "https://xn--bcher-kva.example/%C3%A9?q=%C3%BC+x" or checked.isascii()
+    assert checked == "https://xn--bcher-kva.example/%C3%A9?q=%C3%BC%20x"
     assert addresses.checked_url(checked) == checked
 
 

@@ -204,6 +204,25 @@ def test_an_endpoint_with_much_to_be_told_leaves_room_for_others(
     assert len(claims) == delivery.REQUESTS_PER_ENDPOINT + 1
 
 
+def test_an_endpoint_that_fails_twice_rests_while_others_are_served(
+    receiver: Receiver, listen, new_organization: Callable[..., str]
+) -> None:
+    failing, healthy = new_organization(), new_organization()
+    listen(failing)
+    for _ in range(delivery.REQUESTS_PER_ENDPOINT + 2):
+        tell(failing)
+    receiver.answers = [500] * delivery.REQUESTS_PER_ENDPOINT
+    at = clock.now()
+    delivery.deliver_due()
+    listen(healthy)
+    tell(healthy)
+    assert delivery.deliver_due() == 1, "only what is healthy is due"
+    waiting = Delivery.objects.filter(state=PENDING).values_list("next_at", flat=True)
+    assert len(waiting) == delivery.REQUESTS_PER_ENDPOINT + 2
+    # The last to fail keeps its own time; the others wait for the endpoint's.
+    assert len([next_at for next_at in waiting if next_at < at + delivery.REST]) <= 1
+
+
 def test_sent_again_it_goes_under_its_old_id(receiver: Receiver, listen, organization_id: str) -> None:
     endpoint = listen(organization_id).endpoint
     tell(organization_id)
