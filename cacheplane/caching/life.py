@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,7 @@ from cacheplane.errors import NotFound
 SYSTEM, OPERATOR = "system", "operator"
 BY_THE_SYSTEM = ("clock", "sweep", "gateway")
 BY_WORKERS = ("claimed", "attempt_failed", "active", "error")
-KEY_PREFIX = "ak-"
+KEY = re.compile(r"ak-[a-z0-9]{20}")
 SHOWN_DETAIL = ("tokens", "attempt", "bytes", "expired_at_before", "expired_at")
 
 
@@ -91,4 +92,4 @@ def neutral(actor: str, *, kind: str) -> str:
     """Who did it, without telling the names of our hosts and of our staff."""
     if kind in BY_WORKERS or actor in BY_THE_SYSTEM:
         return SYSTEM
-    return actor if actor.startswith(KEY_PREFIX) else OPERATOR
+    return actor if KEY.fullmatch(actor) else OPERATOR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -129,6 +130,12 @@ def test_ten_endpoints_are_the_most(caller):
     refused = create(caller)
     assert refused.status == 409
     assert "10 webhook endpoints" in refused.error["message"]
+
+
+def test_many_creations_at_once_make_no_eleventh(caller):
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: create(caller).status, range(16)))
+    assert sorted(answers) == [200] * 10 + [409] * 6
 
 
 def test_endpoints_and_deliveries_come_in_pages(caller, made):
