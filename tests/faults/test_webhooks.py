@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ pytestmark = [pytest.mark.own_instance, pytest.mark.xdist_group("faults-webhooks
 
 TOLD_SECONDS = 40.0
 LEASE_OVER_SECONDS = 120.0
+SENDERS = 4
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,39 @@ def test_a_sender_that_is_killed_after_sending_is_followed_by_another(
         return bool(row["state"] == "delivered")
 
     wait_for(is_delivered, seconds=TOLD_SECONDS, what="it is written down")
+
+
+def test_senders_at_once_share_what_is_due_and_none_takes_another_s(
+    caller: Client, receiver: Receiver, instance: Instance
+) -> None:
+    from django.db import connections
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    from billing import clock
+    from cacheplane.events import delivery
+
+    about = {**connections["default"].settings_dict, **instance.database_settings()}
+    start = threading.Barrier(SENDERS)
+
+    def claim() -> list[str]:
+        connections["default"] = DatabaseWrapper(about, "default")
+        try:
+            at = clock.now()
+            start.wait(timeout=30)
+            return [one.delivery_id for one in delivery.claim_due(at=at)]
+        finally:
+            connections["default"].close()
+
+    with harm.paused(instance, "worker"):
+        endpoints = [listening(caller, receiver, "cache.active")["id"] for _ in range(5)]
+        sent = [
+            caller.request("POST", f"/v1/webhooks/{endpoint}/test").json["id"]
+            for endpoint in endpoints
+            for _ in range(3)
+        ]
+        with ThreadPoolExecutor(SENDERS) as threads:
+            taken = [row for claimed in threads.map(lambda _: claim(), range(SENDERS)) for row in claimed]
+        for endpoint in endpoints:
+            assert caller.request("DELETE", f"/v1/webhooks/{endpoint}").status == 200
+    assert len(taken) == len(set(taken))
+    assert set(sent) <= set(taken)
