@@ -111,6 +111,7 @@ app.conf.update(
         "workers.expiry",
         "workers.metering",
         "workers.sweeping",
+        "workers.webhooks",
     ],
     task_default_queue="cacheplane",
     task_ignore_result=True,

@@ -20,6 +20,9 @@ REAP_CALLS = "workers.reap_calls"
 SETTLE_STORAGE = "workers.settle_storage"
 AUDIT_LEDGER = "workers.audit_ledger"
 DESTROY_ORPHANS = "workers.destroy_orphans"
+DELIVER_WEBHOOKS = "workers.deliver_webhooks"
+WATCH_FOR_WEBHOOKS = "workers.watch_for_webhooks"
+SWEEP_WEBHOOKS = "workers.sweep_webhooks"
 
 ALL = (
     PRECOMPUTE,
@@ -30,6 +33,9 @@ ALL = (
     SETTLE_STORAGE,
     AUDIT_LEDGER,
     DESTROY_ORPHANS,
+    DELIVER_WEBHOOKS,
+    WATCH_FOR_WEBHOOKS,
+    SWEEP_WEBHOOKS,
 )
 
 log = structlog.get_logger(__name__)

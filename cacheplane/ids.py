@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+import uuid
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 TIME_CHARS = 10
@@ -24,6 +25,12 @@ def new_id(prefix: str) -> str:
     """For example `cache-0m5x2k9a1b7c…`: unique, opaque to callers, sortable by time."""
     stamp_ms, random_part = _next_parts(time.time_ns() // 1_000_000)
     return f"{prefix}-{_base36(stamp_ms, TIME_CHARS)}{_base36(random_part, RANDOM_CHARS)}"
+
+
+def new_ordered_uuid() -> uuid.UUID:
+    """A UUID of version 7: those of one process sort in the order in which they were made."""
+    stamp_ms, random_part = _next_parts(time.time_ns() // 1_000_000)
+    return uuid.UUID(int=stamp_ms << 80 | 0x7 << 76 | 0b10 << 62 | random_part)
 
 
 def _next_parts(now_ms: int) -> tuple[int, int]:

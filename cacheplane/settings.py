@@ -53,6 +53,7 @@ INSTALLED_APPS = [
     "cacheplane.access",
     "cacheplane.engines",
     "cacheplane.kv",
+    "cacheplane.events",
     "cacheplane.caching",
 ]
 MIDDLEWARE = [
@@ -143,6 +144,11 @@ PRECOMPUTE_ATTEMPTS_MAX = env.int("PRECOMPUTE_ATTEMPTS_MAX", default=3)
 KV_QUOTA_BYTES = env.int("KV_QUOTA_BYTES", default=0)
 """Most bytes that KV states may take on the engine's disk; 0 means all but `KV_DISK_RESERVE_BYTES`."""
 KV_DISK_RESERVE_BYTES = env.int("KV_DISK_RESERVE_BYTES", default=1 << 30)
+
+# --- Webhooks ------------------------------------------------------------------------------------------------
+WEBHOOK_ALLOW_PRIVATE_HOSTS = env.bool("WEBHOOK_ALLOW_PRIVATE_HOSTS", default=False)
+"""Webhooks may go to private addresses, to any port and by plain http: for intranets and tests. With it on, any caller
+can make this server send requests to its neighbours."""
 
 # --- API -----------------------------------------------------------------------------------------------------
 REQUEST_BODY_BYTES_MAX = env.int("REQUEST_BODY_BYTES_MAX", default=16 << 20)

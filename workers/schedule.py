@@ -18,8 +18,12 @@ app.conf.beat_schedule = {
     "sweep precompute": _every(5.0, dispatch.SWEEP_PRECOMPUTE),
     "destroy KV": _every(5.0, dispatch.DESTROY_KV),
     "reap calls": _every(5.0, dispatch.REAP_CALLS),
+    # A lost nudge delays a webhook by no more than this; a retry is due at its own time.
+    "deliver webhooks": _every(5.0, dispatch.DELIVER_WEBHOOKS),
+    "watch for webhooks": _every(5.0, dispatch.WATCH_FOR_WEBHOOKS),
     # Lines of storage are posted hourly; what is owed is exact in between without them.
     "settle storage": _every(3600.0, dispatch.SETTLE_STORAGE),
     "audit ledger": _every(3600.0, dispatch.AUDIT_LEDGER),
+    "sweep webhooks": _every(3600.0, dispatch.SWEEP_WEBHOOKS),
     "destroy orphans": _every(3600.0, dispatch.DESTROY_ORPHANS),
 }

@@ -14,11 +14,12 @@ from rest_framework.views import APIView
 from billing import clock
 from cacheplane.api import bodies, openapi
 from cacheplane.api.authentication import caller_of
-from cacheplane.api.pagination import page_from
+from cacheplane.api.pagination import page_from, window_from
 from cacheplane.api.schemas import kimi
-from cacheplane.caching import cache_objects
+from cacheplane.caching import cache_objects, life
 from cacheplane.caching.cache_objects import NewCacheObject
 from cacheplane.caching.digests import sorted_tools
+from cacheplane.caching.life import LifeEvent
 from cacheplane.caching.models import CacheObject
 from cacheplane.errors import InvalidRequest
 
@@ -145,3 +146,38 @@ class CachingDetail(APIView):
     def delete(self, request: Request, cache_id: str) -> Response:
         cache_objects.delete(caller_of(request), cache_id)
         return Response({"deleted": True, "id": cache_id, "object": "context_cache_object.deleted"})
+
+
+def event_as_json(event: LifeEvent) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "object": "context_cache_event",
+        "cache_id": event.cache_id,
+        "kind": event.kind,
+        "at": event.at.isoformat(),
+        "actor": event.actor,
+        "detail": event.detail,
+    }
+
+
+class CachingEvents(APIView):
+    @extend_schema(
+        operation_id="list_cache_events",
+        summary="A cache object's whole life, also of one that is deleted",
+        parameters=[
+            OpenApiParameter("limit", int, description="1 to 100, default 20"),
+            OpenApiParameter("order", str, enum=["asc", "desc"], description="default asc: the oldest first"),
+            OpenApiParameter("after", str, description="exclusive cursor: an event's id"),
+        ],
+        responses=openapi.answers(openapi.list_of(openapi.CACHE_EVENT), 400, 401, 404),
+    )
+    def get(self, request: Request, cache_id: str) -> Response:
+        window = window_from(request.query_params, order_default="asc")
+        events = life.page(
+            caller_of(request),
+            cache_id,
+            limit=window.limit,
+            newest_first=window.newest_first,
+            after=window.after,
+        )
+        return Response({"object": "list", "data": [event_as_json(event) for event in events]})

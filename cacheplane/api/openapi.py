@@ -14,6 +14,7 @@ _REASONS = {
     400: "A field is not taken; the message names it.",
     401: "No key, or not a valid one.",
     403: "The feature is not open to this organization.",
+    409: "The state of what is named does not allow it.",
     404: "Absent, or somebody else's.",
     413: "The body is too large.",
     429: "A limit, the balance or the engine; see Retry-After.",
@@ -47,6 +48,19 @@ CACHE_OBJECT: dict[str, Any] = {
         "status": {"type": "string"},
         "tokens": {"type": "integer"},
         "error": ERROR["properties"]["error"],
+    },
+}
+CACHE_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "object", "cache_id", "kind", "at", "actor", "detail"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"type": "string", "enum": ["context_cache_event"]},
+        "cache_id": {"type": "string"},
+        "kind": {"type": "string", "examples": ["created", "active", "extended", "expired", "deleted"]},
+        "at": {"type": "string", "format": "date-time"},
+        "actor": {"type": "string", "description": "an API key's id, system, or operator"},
+        "detail": {"type": "object"},
     },
 }
 DELETED: dict[str, Any] = {

@@ -85,7 +85,13 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
             hold_reference=hold_reference,
         )
         lifecycle.note(
-            cache_id, caller.organization_id, "created", at=at, actor=caller.api_key_id, tokens=tokens
+            cache_id,
+            caller.organization_id,
+            "created",
+            at=at,
+            actor=caller.api_key_id,
+            tokens=tokens,
+            expired_at=row.expired_at.isoformat(),
         )
         dispatch.after_commit(dispatch.PRECOMPUTE)
     return row
@@ -131,7 +137,7 @@ def count_tokens(family: str, messages: Sequence[Message], tools: Sequence[Tool]
     return len(http.call(adapter.prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS))
 
 
-def _possible(cache_id: str) -> str:
+def possible(cache_id: str) -> str:
     """An id to ask the database for, which takes no NUL. Raises NotFound."""
     if "\0" in cache_id:
         raise NotFound("Not found the cache object")
@@ -143,7 +149,7 @@ def get(caller: Caller, cache_id: str) -> CacheObject:
     row = (
         CacheObject.objects.of(caller.organization_id)
         .with_what_decides_status()
-        .filter(id=_possible(cache_id))
+        .filter(id=possible(cache_id))
         .first()
     )
     if row is None:
@@ -210,4 +216,4 @@ def update(
 
 
 def delete(caller: Caller, cache_id: str) -> None:
-    lifecycle.delete(caller.organization_id, _possible(cache_id), actor=caller.api_key_id)
+    lifecycle.delete(caller.organization_id, possible(cache_id), actor=caller.api_key_id)

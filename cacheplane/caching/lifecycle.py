@@ -1,7 +1,8 @@
 """Every change of a cache object's status, each in one transaction, each a conditional UPDATE whose rows are counted.
 
-Locks are taken in one order everywhere: the organization's billing account, its purses, then the object. Time is
-the database's and is read after the lock, so that two changes of one organization never see it run backwards.
+Locks are taken in one order everywhere: the organization's billing account, its purses, the object, then the
+webhook endpoints that are told of it. Time is the database's and is read after the lock, so that two changes of one
+organization never see it run backwards.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from billing.accounts import LockedAccount
 from cacheplane import dispatch
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
+from cacheplane.events import outbox
+from cacheplane.events.models import CACHE_ACTIVE, CACHE_DELETED, CACHE_ERROR, CACHE_EXPIRED
+from cacheplane.ids import new_ordered_uuid
 from cacheplane.kv import store
 from cacheplane.kv.store import SavedKV
 
@@ -44,7 +48,37 @@ class Claim:
 
 def note(cache_id: str, organization_id: str, kind: str, *, at: datetime, actor: str, **detail: Any) -> None:
     CacheObjectEvent.objects.create(
-        cache_id=cache_id, organization_id=organization_id, kind=kind, at=at, actor=actor, detail=detail
+        # In order within one process, so that what one transaction notes at one instant stands in order too.
+        id=new_ordered_uuid(),
+        cache_id=cache_id,
+        organization_id=organization_id,
+        kind=kind,
+        at=at,
+        actor=actor,
+        detail=detail,
+    )
+
+
+def told_of(row: CacheObject, *, expired_at: datetime) -> dict[str, Any]:
+    """What a webhook says of an object: enough to find it, nothing of its texts."""
+    return {
+        "id": row.id,
+        "object": "context_cache_object",
+        "model": row.model,
+        "name": row.name,
+        "tokens": row.tokens,
+        "created_at": int(row.created_at.timestamp()),
+        "expired_at": int(expired_at.timestamp()),
+    }
+
+
+def _tell(row: CacheObject, event_type: str, *, expired_at: datetime, at: datetime, **more: Any) -> None:
+    outbox.tell(
+        organization_id=row.organization_id,
+        event_type=event_type,
+        subject=row.id,
+        at=at,
+        data=told_of(row, expired_at=expired_at) | more,
     )
 
 
@@ -156,6 +190,7 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
         )
         assert changed == 1, "the row is locked, so the claim cannot have been lost since"
         note(row.id, row.organization_id, "active", at=at, actor=claim.owner, bytes=saved.size_bytes)
+        _tell(row, CACHE_ACTIVE, expired_at=row.expired_at, at=at)
     return True
 
 
@@ -167,7 +202,15 @@ def fail_attempt(claim: Claim, *, reason: str, is_final: bool = False) -> bool:
         row = CacheObject.objects.select_for_update(of=("self",)).filter(_claimed(claim)).first()
         if row is None:
             return False
-        note(row.id, row.organization_id, "attempt_failed", at=at, actor=claim.owner, reason=reason[:500])
+        note(
+            row.id,
+            row.organization_id,
+            "attempt_failed",
+            at=at,
+            actor=claim.owner,
+            attempt=claim.attempt,
+            reason=reason[:500],
+        )
         if is_final or claim.attempt >= settings.PRECOMPUTE_ATTEMPTS_MAX:
             _end_pending(account, row, status=ERROR, at=at, actor=claim.owner, error=reason)
         else:
@@ -227,6 +270,9 @@ def _end_pending(
     note(
         row.id, row.organization_id, status, at=at, actor=actor, **({"reason": error[:500]} if error else {})
     )
+    if status == ERROR:
+        # Without the reason: an engine's own words may quote the messages.
+        _tell(row, CACHE_ERROR, expired_at=row.expired_at, at=at, error={"type": "precompute_failed"})
 
 
 # --- Time: extend, revive, expire ------------------------------------------------------------------------------
@@ -289,14 +335,20 @@ def move_end(
         storage.extend(account, row.segment, ends_at=until, at=at)
         changed = CacheObject.objects.filter(id=row.id, status=ACTIVE).update(expired_at=until)
         assert changed == 1
-        note(row.id, row.organization_id, "extended", at=at, actor=actor, expired_at=until.isoformat())
+        _note_end(row, "extended", until=until, at=at, actor=actor)
     elif status == PENDING:
         changed = CacheObject.objects.filter(id=row.id, status=PENDING).update(expired_at=until)
         assert changed == 1
-        note(row.id, row.organization_id, "extended", at=at, actor=actor, expired_at=until.isoformat())
+        _note_end(row, "extended", until=until, at=at, actor=actor)
     else:
         require_room(row.organization_id, tokens=row.tokens, cached_tokens_max=cached_tokens_max, at=at)
         _revive(account, row, until=until, at=at, actor=actor)
+
+
+def _note_end(row: CacheObject, kind: str, *, until: datetime, at: datetime, actor: str) -> None:
+    """`row` still holds its old end."""
+    ends = {"expired_at_before": row.expired_at.isoformat(), "expired_at": until.isoformat()}
+    note(row.id, row.organization_id, kind, at=at, actor=actor, **ends)
 
 
 def require_room(organization_id: str, *, tokens: int, cached_tokens_max: int | None, at: datetime) -> None:
@@ -329,12 +381,18 @@ def _revive(account: LockedAccount, row: CacheObject, *, until: datetime, at: da
         error_message="",
     )
     assert changed == 1
-    note(row.id, row.organization_id, "revived", at=at, actor=actor, expired_at=until.isoformat())
+    _note_end(row, "revived", until=until, at=at, actor=actor)
     dispatch.after_commit(dispatch.PRECOMPUTE)
 
 
 def _expire(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) -> None:
-    """A locked row whose life is over by the clock, by money, or by an operator: last storage lines, bytes doomed."""
+    """A locked row whose life is over by the clock, by money, or by an operator; its owner is told."""
+    _end(account, row, at=at, actor=actor)
+    _tell(row, CACHE_EXPIRED, expired_at=min(row.expired_at, at), at=at)
+
+
+def _end(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) -> None:
+    """A locked row ends: last storage lines, bytes doomed."""
     if row.status == PENDING:
         _end_pending(account, row, status=EXPIRED, at=at, actor=actor)
         return
@@ -437,6 +495,7 @@ def delete(organization_id: str, cache_id: str, *, actor: str) -> None:
         at = account.locked_at
         row = _locked(organization_id, cache_id)
         if row.status in (PENDING, ACTIVE):
-            _expire(account, row, at=at, actor=actor)
+            _end(account, row, at=at, actor=actor)
         CacheObject.objects.filter(id=row.id).delete()
         note(row.id, row.organization_id, "deleted", at=at, actor=actor)
+        _tell(row, CACHE_DELETED, expired_at=min(row.expired_at, at), at=at)

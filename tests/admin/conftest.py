@@ -17,9 +17,11 @@ from billing import accounts, charging, clock
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
-from cacheplane.caching import lifecycle
+from cacheplane.caching import lifecycle, reminders
 from cacheplane.caching.models import CacheObject
 from cacheplane.engines.models import Engine, EngineSlot, ServedModel
+from cacheplane.events import endpoints
+from cacheplane.events.models import EVENT_TYPES, DeliveryAttempt
 from cacheplane.kv.store import SavedKV
 
 FAMILY = "moonshot-v1"
@@ -160,7 +162,19 @@ def fill(db: None) -> Callable[[str], PayingOrganization]:
 
 def _fill(name: str) -> PayingOrganization:
     made = _make(name)
+    # Nothing is sent: the host is a private one, and so it is refused.
+    endpoint = endpoints.create(
+        made.organization_id,
+        url="https://hooks.localhost/acme",
+        events=EVENT_TYPES,
+        expiring_lead_seconds=7 * 86_400,
+        actor=made.new.issued_key.key.id,
+    ).endpoint
     made.one_of_each()
+    reminders.tell_expiring()
+    DeliveryAttempt.objects.create(
+        delivery=endpoint.deliveries.latest("id"), at=clock.now(), duration_ms=12, http_status=500
+    )
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)

@@ -15,7 +15,7 @@ from django.urls import reverse
 
 pytestmark = pytest.mark.django_db
 
-OURS = ("access", "billing", "caching", "engines", "kv")
+OURS = ("access", "billing", "caching", "engines", "events", "kv")
 QUERIES_MAX = 24
 """Session, user, counts, filters, the date hierarchy, a sum for each system account; the rows are one query."""
 

@@ -21,6 +21,15 @@ ROUTES = [
     ("GET", "/v1/caching/cache-00000000000000000000"),
     ("PUT", "/v1/caching/cache-00000000000000000000"),
     ("DELETE", "/v1/caching/cache-00000000000000000000"),
+    ("GET", "/v1/caching/cache-00000000000000000000/events"),
+    ("POST", "/v1/webhooks"),
+    ("GET", "/v1/webhooks"),
+    ("GET", "/v1/webhooks/we-00000000000000000000"),
+    ("PUT", "/v1/webhooks/we-00000000000000000000"),
+    ("DELETE", "/v1/webhooks/we-00000000000000000000"),
+    ("POST", "/v1/webhooks/we-00000000000000000000/test"),
+    ("POST", "/v1/webhooks/we-00000000000000000000/rotate-secret"),
+    ("GET", "/v1/webhooks/we-00000000000000000000/deliveries"),
 ]
 
 
@@ -263,6 +272,13 @@ def test_a_supervisor_may_ask_without_a_key(instance):
     assert (ready.status, ready.json) == (200, {"status": "ok", "database": True, "engine": True})
 
 
+def _described(path: str) -> str:
+    """As the document names it."""
+    return path.replace("cache-00000000000000000000", "{cache_id}").replace(
+        "we-00000000000000000000", "{endpoint_id}"
+    )
+
+
 def test_the_schema_is_a_valid_openapi_document(instance):
     from drf_spectacular.validation import validate_schema
 
@@ -271,9 +287,7 @@ def test_the_schema_is_a_valid_openapi_document(instance):
     document = answer.json
     validate_schema(document)
     verbs = {(verb.upper(), path) for path, about in document["paths"].items() for verb in about}
-    described = {
-        (method, path.replace("cache-00000000000000000000", "{cache_id}")) for method, path in ROUTES
-    }
+    described = {(method, _described(path)) for method, path in ROUTES}
     assert described <= verbs
     operations = [about for paths in document["paths"].values() for about in paths.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)

@@ -16,7 +16,7 @@ from cacheplane.celery import app as celery_app
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("billing", "cacheplane", "workers")
 LIFECYCLE = "cacheplane/caching/lifecycle.py"
-OUR_APPS = {"billing", "access", "engines", "kv", "caching"}
+OUR_APPS = {"billing", "access", "engines", "kv", "events", "caching"}
 
 
 def sources() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 from cacheplane import ids
@@ -44,3 +45,9 @@ def test_a_full_millisecond_spills_into_the_next(monkeypatch):
     monkeypatch.setattr(ids, "_last_ms", 2_000_000_000_000)
     monkeypatch.setattr(ids, "_last_random", ids.RANDOM_SPAN - 1)
     assert int(ids.new_id("x").removeprefix("x-")[:10], 36) == 2_000_000_000_001
+
+
+def test_ordered_uuids_are_of_version_seven_and_rise():
+    made = [ids.new_ordered_uuid() for _ in range(1000)]
+    assert made == sorted(made) and len(set(made)) == 1000
+    assert {(one.version, one.variant) for one in made} == {(7, uuid.RFC_4122)}
