@@ -138,6 +138,7 @@ PREFILL_TIMEOUT_SECONDS = env.float("PREFILL_TIMEOUT_SECONDS", default=7200.0)
 CACHE_DEFAULT_TTL_SECONDS = env.int("CACHE_DEFAULT_TTL_SECONDS", default=3600)
 CACHE_STATUS_WORDS = env.str("CACHE_STATUS_WORDS", default="user")
 """`user`: pending, active, expired, error. `reference`: pending, ready, inactive, error."""
+TAGS_PER_ORGANIZATION_MAX = env.int("TAGS_PER_ORGANIZATION_MAX", default=10_000)
 PRECOMPUTE_LEASE_SECONDS = env.int("PRECOMPUTE_LEASE_SECONDS", default=30)
 PRECOMPUTE_ATTEMPTS_MAX = env.int("PRECOMPUTE_ATTEMPTS_MAX", default=3)
 KV_QUOTA_BYTES = env.int("KV_QUOTA_BYTES", default=0)

@@ -16,7 +16,7 @@ from cacheplane.api import bodies, openapi
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.pagination import page_from
 from cacheplane.api.schemas import kimi
-from cacheplane.caching import cache_objects
+from cacheplane.caching import cache_objects, tags
 from cacheplane.caching.cache_objects import NewCacheObject
 from cacheplane.caching.digests import sorted_tools
 from cacheplane.caching.models import CacheObject
@@ -66,10 +66,8 @@ class CachingList(APIView):
     def post(self, request: Request) -> Response:
         wanted = bodies.read(request, kimi.CreateCache)
         kimi.check_metadata(wanted.metadata)
-        if wanted.tags:
-            raise InvalidRequest(
-                f"Invalid request: tags: got {wanted.tags!r}, takes none: tags are not served"
-            )
+        for index, tag in enumerate(wanted.tags or ()):
+            tags.check_name(tag, field=f"tags[{index}]")
         ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
         messages = kimi.as_messages(wanted.messages)
         tools = kimi.as_tools(wanted.tools, wanted.messages)
@@ -84,6 +82,7 @@ class CachingList(APIView):
                 metadata=wanted.metadata,
                 ttl_seconds=ttl,
                 expired_at=_instant(expired_at),
+                tags=wanted.tags or (),
             ),
         )
         return Response(as_json(row, at=row.created_at))
@@ -92,10 +91,10 @@ class CachingList(APIView):
         operation_id="list_caches",
         summary="List cache objects",
         parameters=[
-            OpenApiParameter("limit", int, description="1 to 100, default 20"),
-            OpenApiParameter("order", str, enum=["asc", "desc"]),
-            OpenApiParameter("after", str, description="exclusive cursor: an object's id"),
-            OpenApiParameter("before", str, description="exclusive cursor: an object's id"),
+            *openapi.page_parameters(cursor="an object's id"),
+            OpenApiParameter(
+                "metadata", {"type": "object", "additionalProperties": {"type": "string"}}, style="deepObject"
+            ),
         ],
         responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
     )

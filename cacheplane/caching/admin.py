@@ -24,7 +24,16 @@ from cacheplane.access import audit
 from cacheplane.access.admin import ReadOnlyAdmin
 from cacheplane.access.admin_actions import ReasonField, ReasonForm, act_on_form, operator_of
 from cacheplane.caching import lifecycle
-from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
+from cacheplane.caching.models import (
+    ACTIVE,
+    ERROR,
+    EXPIRED,
+    PENDING,
+    CacheObject,
+    CacheObjectEvent,
+    CacheTag,
+    CacheTagChange,
+)
 from cacheplane.errors import Conflict
 
 STATUS_COLOURS = {PENDING: "info", ACTIVE: "success", EXPIRED: "warning", ERROR: "danger"}
@@ -381,3 +390,51 @@ class CacheObjectEventAdmin(ReadOnlyAdmin):
     @display(description="detail")
     def detail_shown(self, obj: CacheObjectEvent) -> str:
         return _short(obj.detail) or "-"
+
+
+@admin.register(CacheTag)
+class CacheTagAdmin(ReadOnlyAdmin):
+    """Names of objects as they are now; how they came to be so stands in the tag changes."""
+
+    list_display = [
+        "tag",
+        _organization_column,
+        "object_shown",
+        "version",
+        _time_column("created_at", "bound"),
+    ]
+    list_filter = [
+        ("organization", admin.RelatedOnlyFieldListFilter),
+        ("created_at", admin.DateFieldListFilter),
+    ]
+    search_fields = ["tag", "cache_object__id", "organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    ordering = ["organization", "tag"]
+    fields = ["tag", "organization", "object_shown", "version", "created_at"]
+    readonly_fields = ["object_shown"]
+
+    @display(description="cache object", ordering="cache_object_id")
+    def object_shown(self, obj: CacheTag) -> SafeString:
+        url = reverse("admin:caching_cacheobject_change", args=[obj.cache_object_id])
+        return format_html(LINK, url, obj.cache_object_id)
+
+
+@admin.register(CacheTagChange)
+class CacheTagChangeAdmin(ReadOnlyAdmin):
+    """What each tag pointed to and when, also of tags and objects that are gone."""
+
+    list_display = [
+        _time_column("at", "at"),
+        "tag",
+        "version",
+        "kind",
+        _id_column("cache_id", "cache object"),
+        _organization_column,
+        "actor",
+    ]
+    list_filter = ["kind", ("at", admin.DateFieldListFilter)]
+    search_fields = ["tag", "cache_id", "actor", "organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    date_hierarchy = "at"
+    ordering = ["-at", "-id"]
+    fields = ["at", "tag", "version", "kind", "cache_id", "organization", "actor"]

@@ -14,7 +14,7 @@ from billing import accounts, clock
 from cacheplane import dispatch
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
-from cacheplane.caching import lifecycle
+from cacheplane.caching import lifecycle, tags
 from cacheplane.caching.digests import digest, sorted_tools
 from cacheplane.caching.models import ACTIVE, PENDING, CacheObject, new_cache_id
 from cacheplane.chat import Message, Tool
@@ -37,6 +37,7 @@ class NewCacheObject:
     metadata: dict[str, str] | None
     ttl_seconds: int | None
     expired_at: datetime | None
+    tags: Sequence[str] = ()
 
 
 def create(caller: Caller, new: NewCacheObject) -> CacheObject:
@@ -87,6 +88,8 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
         lifecycle.note(
             cache_id, caller.organization_id, "created", at=at, actor=caller.api_key_id, tokens=tokens
         )
+        for tag in new.tags:
+            tags.point(caller.organization_id, tag, cache_id=cache_id, at=at, actor=caller.api_key_id)
         dispatch.after_commit(dispatch.PRECOMPUTE)
     return row
 

@@ -20,6 +20,7 @@ from django.db.models import F, Q, Sum
 from billing import accounts, charging, clock, holds, storage
 from billing.accounts import LockedAccount
 from cacheplane import dispatch
+from cacheplane.caching import tags
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
 from cacheplane.kv import store
@@ -431,12 +432,16 @@ def kv_lost(organization_id: str, cache_id: str, *, kv_id: uuid.UUID, reason: st
 
 
 def delete(organization_id: str, cache_id: str, *, actor: str) -> None:
-    """Remove an object; its last storage is charged, its bytes are doomed, its ledger lines stay. Raises NotFound."""
+    """Remove an object and its tags; its last storage is charged, its bytes are doomed, its ledger lines stay.
+
+    Raises NotFound.
+    """
     with transaction.atomic():
         account = accounts.lock(organization_id)
         at = account.locked_at
         row = _locked(organization_id, cache_id)
         if row.status in (PENDING, ACTIVE):
             _expire(account, row, at=at, actor=actor)
+        tags.release_all_of(organization_id, row.id, at=at, actor=actor)
         CacheObject.objects.filter(id=row.id).delete()
         note(row.id, row.organization_id, "deleted", at=at, actor=actor)

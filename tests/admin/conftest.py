@@ -17,7 +17,7 @@ from billing import accounts, charging, clock
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
-from cacheplane.caching import lifecycle
+from cacheplane.caching import lifecycle, tags
 from cacheplane.caching.models import CacheObject
 from cacheplane.engines.models import Engine, EngineSlot, ServedModel
 from cacheplane.kv.store import SavedKV
@@ -160,7 +160,11 @@ def fill(db: None) -> Callable[[str], PayingOrganization]:
 
 def _fill(name: str) -> PayingOrganization:
     made = _make(name)
-    made.one_of_each()
+    rows = made.one_of_each()
+    with transaction.atomic():
+        at = accounts.lock(made.organization_id).locked_at
+        for row in rows:
+            tags.point(made.organization_id, "acme", cache_id=row.id, at=at, actor="test")
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)

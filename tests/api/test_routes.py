@@ -21,6 +21,12 @@ ROUTES = [
     ("GET", "/v1/caching/cache-00000000000000000000"),
     ("PUT", "/v1/caching/cache-00000000000000000000"),
     ("DELETE", "/v1/caching/cache-00000000000000000000"),
+    ("POST", "/v1/caching/refs/tags"),
+    ("GET", "/v1/caching/refs/tags"),
+    ("GET", "/v1/caching/refs/tags/{tag}"),
+    ("GET", "/v1/caching/refs/tags/{tag}/content"),
+    ("GET", "/v1/caching/refs/tags/{tag}/history"),
+    ("DELETE", "/v1/caching/refs/tags/{tag}"),
 ]
 
 

@@ -20,6 +20,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_TOKENS_DEFAULT = 1024
 MESSAGES_MAX, TOOLS_MAX, STOPS_MAX, STOP_BYTES_MAX = 1024, 128, 5, 32
+TAGS_MAX = 16
 INT64_MAX = 2**63 - 1
 SECONDS_DIGITS_MAX = 18
 
@@ -79,7 +80,7 @@ class CreateCache(msgspec.Struct):
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
     ttl: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
     expired_at: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
-    tags: list[str] | None = None
+    tags: Annotated[list[str], Meta(max_length=TAGS_MAX)] | None = None
 
 
 class UpdateCache(msgspec.Struct):
