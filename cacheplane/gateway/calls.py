@@ -134,7 +134,7 @@ def _meant(caller: Caller, call: Call) -> _Meant:
         check_ttl(caller, field="reset_ttl", seconds=reference.reset_ttl_seconds)
     if not reference.is_message:
         return _matched_by_header(caller, call, serving, reference)
-    named = matching.find(caller, reference.cache_id)
+    named = matching.find(caller, reference)
     if named.model_family != serving.family:
         raise InvalidRequest(
             f"Invalid request: model: got {serving.model}, takes a model of the cache object's family "
@@ -155,7 +155,7 @@ def _matched_by_header(caller: Caller, call: Call, serving: Serving, reference: 
     """Header mode never fails for the cache's sake: what does not match is an ordinary call."""
     unmatched = _Meant(request=call.request, serving=serving, named=None, prefix=None)
     try:
-        named = matching.find(caller, reference.cache_id)
+        named = matching.find(caller, reference)
     except NotFound:
         return unmatched
     if named.model_family != serving.family or not matching.is_prefix_of(
