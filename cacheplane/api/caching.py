@@ -15,10 +15,11 @@ from billing import clock
 from cacheplane.api import bodies, openapi
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.pagination import page_from
-from cacheplane.api.schemas import kimi
+from cacheplane.api.schemas import creation, kimi
 from cacheplane.caching import cache_objects, tags
 from cacheplane.caching.cache_objects import NewCacheObject
 from cacheplane.caching.digests import sorted_tools
+from cacheplane.caching.idempotency import Once
 from cacheplane.caching.models import CacheObject
 from cacheplane.errors import InvalidRequest
 
@@ -56,36 +57,48 @@ def _instant(unix_seconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(unix_seconds, UTC)
 
 
+def new_of(request: Request, *, key: str | None) -> NewCacheObject:
+    """The body of a creation and its `Idempotency-Key`, checked for form. Raises InvalidRequest naming the field."""
+    if key is not None:
+        creation.check_idempotency_key(key)
+    wanted = bodies.read(request, kimi.CreateCache)
+    kimi.check_metadata(wanted.metadata)
+    for index, tag in enumerate(wanted.tags or ()):
+        tags.check_name(tag, field=f"tags[{index}]")
+    ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
+    return NewCacheObject(
+        model=wanted.model,
+        messages=kimi.as_messages(wanted.messages),
+        tools=kimi.as_tools(wanted.tools, wanted.messages),
+        name=wanted.name or "",
+        description=wanted.description or "",
+        metadata=wanted.metadata,
+        ttl_seconds=ttl,
+        expired_at=_instant(expired_at),
+        tags=wanted.tags or (),
+        once=None if key is None else Once(key=key, body_digest=creation.digest_of(wanted)),
+    )
+
+
 class CachingList(APIView):
     @extend_schema(
         operation_id="create_cache",
         summary="Create a cache object",
         request=openapi.body_of(kimi.CreateCache),
-        responses=openapi.answers(openapi.CACHE_OBJECT, 400, 401, 403, 429, 503),
+        parameters=[
+            OpenApiParameter(
+                "Idempotency-Key",
+                str,
+                OpenApiParameter.HEADER,
+                description="The same key with the same body answers the same object for 24 hours.",
+            ),
+        ],
+        responses=openapi.answers(openapi.CACHE_OBJECT, 400, 401, 403, 404, 429, 503),
     )
     def post(self, request: Request) -> Response:
-        wanted = bodies.read(request, kimi.CreateCache)
-        kimi.check_metadata(wanted.metadata)
-        for index, tag in enumerate(wanted.tags or ()):
-            tags.check_name(tag, field=f"tags[{index}]")
-        ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
-        messages = kimi.as_messages(wanted.messages)
-        tools = kimi.as_tools(wanted.tools, wanted.messages)
-        row = cache_objects.create(
-            caller_of(request),
-            NewCacheObject(
-                model=wanted.model,
-                messages=messages,
-                tools=tools,
-                name=wanted.name or "",
-                description=wanted.description or "",
-                metadata=wanted.metadata,
-                ttl_seconds=ttl,
-                expired_at=_instant(expired_at),
-                tags=wanted.tags or (),
-            ),
-        )
-        return Response(as_json(row, at=row.created_at))
+        new = new_of(request, key=request.headers.get("Idempotency-Key"))
+        row = cache_objects.create(caller_of(request), new)
+        return Response(as_json(row, at=clock.now()))
 
     @extend_schema(
         operation_id="list_caches",

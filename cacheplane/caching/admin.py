@@ -33,6 +33,7 @@ from cacheplane.caching.models import (
     CacheObjectEvent,
     CacheTag,
     CacheTagChange,
+    IdempotencyKey,
 )
 from cacheplane.errors import Conflict
 
@@ -438,3 +439,23 @@ class CacheTagChangeAdmin(ReadOnlyAdmin):
     date_hierarchy = "at"
     ordering = ["-at", "-id"]
     fields = ["at", "tag", "version", "kind", "cache_id", "organization", "actor"]
+
+
+@admin.register(IdempotencyKey)
+class IdempotencyKeyAdmin(ReadOnlyAdmin):
+    """Which creations were made under a key of their caller's, in the last day and a little before."""
+
+    list_display = [
+        "key",
+        _organization_column,
+        _id_column("cache_id", "cache object"),
+        _time_column("created_at", "created"),
+    ]
+    list_filter = [
+        ("organization", admin.RelatedOnlyFieldListFilter),
+        ("created_at", admin.DateFieldListFilter),
+    ]
+    search_fields = ["key", "cache_id", "organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    ordering = ["-created_at", "-id"]
+    fields = ["key", "organization", "cache_id", "body_digest", "created_at"]

@@ -220,3 +220,24 @@ class CacheTagChange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.tag} {self.version} {self.kind}"
+
+
+class IdempotencyKey(models.Model):
+    """Which object a creation with this key has made. It outlives the object, so that a late repetition, which may
+    come after the deletion, creates nothing."""
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="idempotency_keys"
+    )
+    key = models.CharField(max_length=255, db_collation="C")
+    body_digest = models.CharField(max_length=64)
+    cache_id = models.CharField(max_length=40)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["organization", "created_at"], name="keys_by_age")]
+        constraints = [models.UniqueConstraint(fields=["organization", "key"], name="one_creation_per_key")]
+
+    def __str__(self) -> str:
+        return f"{self.key} → {self.cache_id}"

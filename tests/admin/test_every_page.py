@@ -92,7 +92,7 @@ def test_money_is_read_only_even_for_a_superuser(operator: Client, fill: Any, na
     "label",
     [
         *("caching.CacheObject", "caching.CacheObjectEvent", "caching.CacheTag", "caching.CacheTagChange"),
-        *("kv.KVState", "engines.EngineSlot"),
+        *("caching.IdempotencyKey", "kv.KVState", "engines.EngineSlot"),
     ],
 )
 def test_what_the_system_writes_is_read_only_even_for_a_superuser(operator: Client, fill: Any, label: str):
