@@ -7,7 +7,7 @@ from django.urls import path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from rest_framework.renderers import JSONOpenAPIRenderer
 
-from cacheplane.api import caching, health, models, tags, users
+from cacheplane.api import caching, estimates, health, models, tags, users
 
 handler400 = "cacheplane.api.exceptions.bad_request"
 handler404 = "cacheplane.api.exceptions.page_not_found"
@@ -30,6 +30,7 @@ urlpatterns = [
     path("v1/schema", Schema.as_view(), name="schema"),
     path("v1/schema/page", SchemaPage.as_view(url_name="schema"), name="schema-page"),
     path("v1/caching", caching.CachingList.as_view()),
+    path("v1/caching/estimate", estimates.CachingEstimate.as_view()),
     path("v1/caching/<str:cache_id>", caching.CachingDetail.as_view()),
     path("v1/caching/refs/tags", tags.TagList.as_view()),
     path("v1/caching/refs/tags/<str:tag>", tags.TagDetail.as_view()),

@@ -57,7 +57,7 @@ def _instant(unix_seconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(unix_seconds, UTC)
 
 
-def new_of(request: Request, *, key: str | None) -> NewCacheObject:
+def new_of(request: Request, *, key: str | None = None) -> NewCacheObject:
     """The body of a creation and its `Idempotency-Key`, checked for form. Raises InvalidRequest naming the field."""
     if key is not None:
         creation.check_idempotency_key(key)

@@ -86,6 +86,37 @@ TAG_BINDING: dict[str, Any] = {
         "released_by": {"type": ["string", "null"]},
     },
 }
+_AMOUNT = {"type": "string", "description": "exact decimal"}
+ESTIMATE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "object": {"type": "string", "enum": ["context_cache_object.estimate"]},
+        "model": {"type": "string", "description": "the family"},
+        "tokens": {"type": "integer"},
+        "currency": {"type": "string"},
+        "lifetime_seconds": {"type": "integer"},
+        "creation_fee": _AMOUNT,
+        "storage_per_hour": _AMOUNT,
+        "storage": _AMOUNT
+        | {"description": "exact decimal; for the whole lifetime, each started minute whole"},
+        "total": _AMOUNT | {"description": "exact decimal; creation and storage"},
+        "call_fee": _AMOUNT,
+        "models": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "model": {"type": "string"},
+                    "price_uncached": _AMOUNT | {"description": "of the same tokens in one call"},
+                    "is_too_long": {"type": "boolean", "description": "for the model's window"},
+                    "break_even_calls": {"type": ["integer", "null"], "description": "null: it never pays"},
+                    "break_even_calls_per_hour": {"type": ["integer", "null"]},
+                },
+            },
+        },
+        "verdict": {"type": "string"},
+    },
+}
 
 
 class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
