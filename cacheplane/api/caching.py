@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from cacheplane.api import bodies, openapi
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.pagination import page_from
 from cacheplane.api.schemas import creation, kimi
-from cacheplane.caching import cache_objects, tags
+from cacheplane.caching import cache_objects, tags, waiting
 from cacheplane.caching.cache_objects import NewCacheObject
 from cacheplane.caching.digests import sorted_tools
 from cacheplane.caching.idempotency import Once
@@ -92,13 +93,26 @@ class CachingList(APIView):
                 OpenApiParameter.HEADER,
                 description="The same key with the same body answers the same object for 24 hours.",
             ),
+            OpenApiParameter(
+                "Prefer",
+                str,
+                OpenApiParameter.HEADER,
+                description="wait=SECONDS (RFC 7240): answer when it is active, or when the time is over.",
+            ),
         ],
         responses=openapi.answers(openapi.CACHE_OBJECT, 400, 401, 403, 404, 429, 503),
     )
     def post(self, request: Request) -> Response:
-        new = new_of(request, key=request.headers.get("Idempotency-Key"))
-        row = cache_objects.create(caller_of(request), new)
-        return Response(as_json(row, at=clock.now()))
+        received = time.monotonic()
+        caller = caller_of(request)
+        row = cache_objects.create(caller, new_of(request, key=request.headers.get("Idempotency-Key")))
+        wanted = creation.wait_seconds(request.headers.get("Prefer"))
+        seconds = min(wanted or 0, settings.CREATE_WAIT_SECONDS_MAX)
+        waited = waiting.until_settled(caller, row.id, deadline=received + seconds) if seconds else None
+        answer = Response(as_json(waited or row, at=clock.now()))
+        if waited is not None:
+            answer["Preference-Applied"] = f"wait={seconds}"
+        return answer
 
     @extend_schema(
         operation_id="list_caches",

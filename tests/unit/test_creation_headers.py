@@ -8,6 +8,34 @@ from cacheplane.api.schemas import creation, kimi
 from cacheplane.errors import InvalidRequest
 
 
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("wait=5", 5),
+        ("WAIT=5", 5),
+        (' wait = "5" ', 5),
+        ("wait=5; foo=bar", 5),
+        ("respond-async, wait=5", 5),
+        ('foo="a, wait=9", wait=5', 5),
+        ("wait=5,wait=9", 5),
+        ("wait=x,wait=9", None),
+        ("wait=0", None),
+        ("wait=-5", None),
+        ("wait=5s", None),
+        ('wait="5', None),
+        ("wait=٥", None),
+        ("wait=" + "9" * 5000, None),
+        ("waiting=5", None),
+        (",;=,", None),
+        ('"' * 5000, None),
+    ],
+)
+def test_a_wait_is_read_as_rfc_7240_says(prefer, seconds):
+    assert creation.wait_seconds(prefer) == seconds
+
+
 @pytest.mark.parametrize("key", ["", " ", "a b", "ü", "a\n", "\x7f", "x" * 256])
 def test_a_wrong_idempotency_key_is_named(key):
     with pytest.raises(InvalidRequest, match="Idempotency-Key: got "):
