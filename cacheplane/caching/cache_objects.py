@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models.lookups import GreaterThan, LessThan
 
 from billing import accounts, clock
 from billing.accounts import LockedAccount
@@ -18,7 +18,7 @@ from cacheplane.access.callers import Caller
 from cacheplane.caching import idempotency, lifecycle, tags
 from cacheplane.caching.digests import digest, sorted_tools
 from cacheplane.caching.idempotency import Once
-from cacheplane.caching.models import ACTIVE, PENDING, CacheObject, new_cache_id
+from cacheplane.caching.models import ACTIVE, PAGE_ORDER, PENDING, CacheObject, new_cache_id
 from cacheplane.chat import Message, Tool
 from cacheplane.engines import http, registry
 from cacheplane.errors import InvalidRequest, NotFound
@@ -203,15 +203,14 @@ def page(caller: Caller, wanted: Page) -> list[CacheObject]:
     for cursor in (wanted.after, wanted.before):
         if cursor is not None and not rows.filter(id=cursor).exists():
             raise NotFound(f"Not found the cache object {cursor[:64]}")
-    later, earlier = ("id__lt", "id__gt") if wanted.newest_first else ("id__gt", "id__lt")
-    bounds = Q()
+    later, earlier = (LessThan, GreaterThan) if wanted.newest_first else (GreaterThan, LessThan)
     if wanted.after is not None:
-        bounds &= Q(**{later: wanted.after})
+        rows = rows.filter(later(PAGE_ORDER, wanted.after))
     if wanted.before is not None:
-        bounds &= Q(**{earlier: wanted.before})
+        rows = rows.filter(earlier(PAGE_ORDER, wanted.before))
     if wanted.metadata:
-        bounds &= Q(metadata__contains=wanted.metadata)
-    return list(rows.filter(bounds).order_by("-id" if wanted.newest_first else "id")[: wanted.limit])
+        rows = rows.filter(metadata__contains=wanted.metadata)
+    return list(rows.order_by(PAGE_ORDER.desc() if wanted.newest_first else PAGE_ORDER.asc())[: wanted.limit])
 
 
 def update(
