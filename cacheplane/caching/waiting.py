@@ -17,6 +17,12 @@ TURN_SECONDS_FIRST, TURN_SECONDS_LAST, TURN_GROWTH = 0.02, 0.25, 1.5
 
 _places = threading.BoundedSemaphore(settings.CREATE_WAITERS_MAX)
 """Each who waits takes a thread of the web process."""
+_stopping = threading.Event()
+
+
+def stop() -> None:
+    """This process ends: who waits is answered with what there is."""
+    _stopping.set()
 
 
 def until_settled(caller: Caller, cache_id: str, *, deadline: float) -> CacheObject | None:
@@ -40,5 +46,6 @@ def _wait(caller: Caller, cache_id: str, *, deadline: float) -> None:
     )
     while pending.exists() and (left := deadline - time.monotonic()) > 0:
         connection.close()
-        time.sleep(min(turn_seconds, left))
+        if _stopping.wait(min(turn_seconds, left)):
+            return
         turn_seconds = min(turn_seconds * TURN_GROWTH, TURN_SECONDS_LAST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -96,3 +97,21 @@ def test_those_who_wait_keep_nobody_from_the_database_and_are_not_too_many(calle
     assert took < 4
     assert {(answer.status, answer.json["status"]) for answer in answers} == {(200, "pending")}
     assert 0 < sum("preference-applied" in answer.headers for answer in answers) <= 32
+
+
+def test_a_web_process_that_stops_keeps_nobody_waiting(caller, no_precompute):
+    from cacheplane.access import api_keys
+    from cacheplane.caching import waiting
+
+    known = api_keys.authenticate(caller.key)
+    started = time.monotonic()
+    with no_precompute():
+        made = caller.create().json
+        stopping = threading.Timer(0.5, waiting.stop)
+        stopping.start()
+        found = waiting.until_settled(known, made["id"], deadline=started + 60)
+    stopping.join()
+    waiting._stopping.clear()
+    assert found is not None
+    assert found.status == "pending"
+    assert time.monotonic() - started < 30

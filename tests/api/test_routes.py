@@ -21,6 +21,7 @@ ROUTES = [
     ("GET", "/v1/caching/cache-00000000000000000000"),
     ("PUT", "/v1/caching/cache-00000000000000000000"),
     ("DELETE", "/v1/caching/cache-00000000000000000000"),
+    ("POST", "/v1/caching/estimate"),
     ("POST", "/v1/caching/refs/tags"),
     ("GET", "/v1/caching/refs/tags"),
     ("GET", "/v1/caching/refs/tags/{tag}"),
