@@ -69,7 +69,8 @@ def claim_next(*, owner: str) -> Claim | None:
     ripe = Q(retry_at__isnull=True) | Q(retry_at__lte=at)
     with transaction.atomic():
         row = (
-            CacheObject.objects.select_for_update(skip_locked=True, of=("self",))
+            # Not the full lock: a tag that is being bound to an object must not hide it.
+            CacheObject.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
             .filter(
                 free, ripe, status=PENDING, expired_at__gt=at, attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX
             )

@@ -262,6 +262,38 @@ def test_a_move_and_a_deletion_at_once_leave_no_tag_without_an_object(caller):
         assert not [row for row in history(caller, "live")[1:] if row["released_at"] is None]
 
 
+def test_an_object_that_is_being_tagged_is_computed_all_the_same(caller, instance, no_precompute):
+    """A transaction that binds a tag keeps its object from going, and from nothing else."""
+    import psycopg
+
+    from cacheplane.caching import lifecycle
+
+    with no_precompute():
+        made = caller.create().json["id"]
+        with psycopg.connect(instance.settings["DATABASE_URL"]) as binding:
+            binding.execute("SELECT 1 FROM caching_cacheobject WHERE id = %s FOR KEY SHARE", [made])
+            claim = lifecycle.claim_next(owner="test")
+        assert claim is not None
+        assert claim.cache_id == made
+        assert lifecycle.fail_attempt(claim, reason="enough", is_final=True)
+
+
+def test_an_organization_has_no_more_tags_than_it_may(caller, two, settings):
+    from cacheplane.access import api_keys
+    from cacheplane.caching import tags
+    from cacheplane.errors import InvalidRequest
+
+    known = api_keys.authenticate(caller.key)
+    settings.TAGS_PER_ORGANIZATION_MAX = 2
+    for tag in ("a", "b"):
+        tags.bind(known, tag=tag, cache_id=two[0])
+    with pytest.raises(InvalidRequest, match="^Invalid request: tag: got one more, takes 2 in an"):
+        tags.bind(known, tag="c", cache_id=two[0])
+    assert tags.bind(known, tag="b", cache_id=two[1]).cache_object_id == two[1], "a move makes no more"
+    tags.release(known, "a")
+    assert tags.bind(known, tag="c", cache_id=two[0]).version == 1
+
+
 # --- With a creation -------------------------------------------------------------------------------------------
 
 
