@@ -22,15 +22,14 @@ from cacheplane.caching.cache_objects import NewCacheObject
 from cacheplane.caching.digests import sorted_tools
 from cacheplane.caching.idempotency import Once
 from cacheplane.caching.models import CacheObject
+from cacheplane.caching.words import word_for
 from cacheplane.errors import InvalidRequest
 
-REFERENCE_WORDS = {"active": "ready", "expired": "inactive"}
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
     status = row.status_at(at)
-    shown = REFERENCE_WORDS.get(status, status) if settings.CACHE_STATUS_WORDS == "reference" else status
     body = {
         "id": row.id,
         "object": "context_cache_object",
@@ -42,7 +41,7 @@ def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
         "metadata": row.metadata,
         "created_at": int(row.created_at.timestamp()),
         "expired_at": int(row.expired_at.timestamp()),
-        "status": shown,
+        "status": word_for(status),
         "tokens": row.tokens,
     }
     if status == "error":

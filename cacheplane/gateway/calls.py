@@ -13,6 +13,7 @@ from cacheplane import database
 from cacheplane.access.callers import Caller
 from cacheplane.caching.cache_objects import check_ttl
 from cacheplane.caching.models import ACTIVE
+from cacheplane.caching.words import word_for
 from cacheplane.chat import ChatRequest
 from cacheplane.engines import registry, slots
 from cacheplane.engines.base import Engine as EngineAdapter
@@ -102,7 +103,8 @@ async def dry_run(caller: Caller, call: Call) -> DryRun:
         )
     if meant.prefix is None:
         raise InvalidRequest(
-            f"Invalid request: dry_run: the cache object is {meant.named.status}, and takes an active one"
+            f"Invalid request: dry_run: the cache object is {word_for(meant.named.status)}, and takes one that is "
+            f"{word_for(ACTIVE)}"
         )
     prompt_tokens = await _prompt_tokens(registry.adapter_of(meant.serving.engine), meant)
     _check_window(meant, prompt_tokens=prompt_tokens)
