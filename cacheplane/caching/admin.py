@@ -40,6 +40,7 @@ from cacheplane.errors import Conflict
 STATUS_COLOURS = {PENDING: "info", ACTIVE: "success", EXPIRED: "warning", ERROR: "danger"}
 TEXT_CHARS_SHOWN_MAX = 20_000
 EVENTS_SHOWN_MAX = 50
+TAGS_SHOWN_MAX = 50
 UNBROKEN = '<span class="whitespace-nowrap">{}</span>'
 LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
 
@@ -152,6 +153,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
                     "name",
                     "description",
                     "metadata",
+                    "tags_shown",
                 ]
             },
         ),
@@ -184,6 +186,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         "charges",
         "api_key",
         "kv_shown",
+        "tags_shown",
     ]
     actions_detail = ["expire", "extend", "recompute"]
 
@@ -207,6 +210,12 @@ class CacheObjectAdmin(ReadOnlyAdmin):
     @display(description="error")
     def error_shown(self, obj: CacheObject) -> str:
         return f"{obj.error_type}: {obj.error_message}" if obj.error_type else "-"
+
+    @display(description="tags")
+    def tags_shown(self, obj: CacheObject) -> str:
+        names = list(obj.tags.order_by("tag").values_list("tag", flat=True)[: TAGS_SHOWN_MAX + 1])
+        shown = ", ".join(names[:TAGS_SHOWN_MAX])
+        return f"{shown}, …" if len(names) > TAGS_SHOWN_MAX else shown or "-"
 
     @display(description="messages")
     def messages_shown(self, obj: CacheObject) -> SafeString:
