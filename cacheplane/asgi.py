@@ -29,6 +29,7 @@ from cacheplane import database  # noqa: E402
 from cacheplane.access import rate_limits  # noqa: E402
 from cacheplane.api.bodies import BoundedBodies  # noqa: E402
 from cacheplane.api.chat_completions import GATEWAY_ID, ChatCompletions  # noqa: E402
+from cacheplane.caching import waiting  # noqa: E402
 from cacheplane.engines import http  # noqa: E402
 from cacheplane.errors import ServiceUnavailable  # noqa: E402
 from cacheplane.gateway import completion  # noqa: E402
@@ -57,6 +58,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        waiting.stop()
         await completion.drained(timeout_seconds=STOP_SECONDS)
         beating.cancel()
         with suppress(asyncio.CancelledError):

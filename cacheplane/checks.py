@@ -9,6 +9,8 @@ from django.core.checks import CheckMessage, Error, Tags, register
 
 ABOVE_ZERO = (
     "CACHE_DEFAULT_TTL_SECONDS",
+    "CREATE_WAITERS_MAX",
+    "TAGS_PER_ORGANIZATION_MAX",
     "PRECOMPUTE_LEASE_SECONDS",
     "PRECOMPUTE_ATTEMPTS_MAX",
     "SLOT_WAIT_SECONDS",

@@ -139,6 +139,11 @@ PREFILL_TIMEOUT_SECONDS = env.float("PREFILL_TIMEOUT_SECONDS", default=7200.0)
 CACHE_DEFAULT_TTL_SECONDS = env.int("CACHE_DEFAULT_TTL_SECONDS", default=3600)
 CACHE_STATUS_WORDS = env.str("CACHE_STATUS_WORDS", default="user")
 """`user`: pending, active, expired, error. `reference`: pending, ready, inactive, error."""
+CREATE_WAIT_SECONDS_MAX = env.int("CREATE_WAIT_SECONDS_MAX", default=30)
+"""The longest that a creation with `Prefer: wait=…` is kept waiting for its precompute."""
+CREATE_WAITERS_MAX = env.int("CREATE_WAITERS_MAX", default=32)
+"""Creations that wait at once in one web process, each on a thread; what comes beyond is answered at once."""
+TAGS_PER_ORGANIZATION_MAX = env.int("TAGS_PER_ORGANIZATION_MAX", default=10_000)
 PRECOMPUTE_LEASE_SECONDS = env.int("PRECOMPUTE_LEASE_SECONDS", default=30)
 PRECOMPUTE_ATTEMPTS_MAX = env.int("PRECOMPUTE_ATTEMPTS_MAX", default=3)
 KV_QUOTA_BYTES = env.int("KV_QUOTA_BYTES", default=0)

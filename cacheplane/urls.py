@@ -7,7 +7,7 @@ from django.urls import path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from rest_framework.renderers import JSONOpenAPIRenderer
 
-from cacheplane.api import caching, health, models, users, webhooks
+from cacheplane.api import caching, estimates, health, models, tags, users, webhooks
 
 handler400 = "cacheplane.api.exceptions.bad_request"
 handler404 = "cacheplane.api.exceptions.page_not_found"
@@ -30,6 +30,7 @@ urlpatterns = [
     path("v1/schema", Schema.as_view(), name="schema"),
     path("v1/schema/page", SchemaPage.as_view(url_name="schema"), name="schema-page"),
     path("v1/caching", caching.CachingList.as_view()),
+    path("v1/caching/estimate", estimates.CachingEstimate.as_view()),
     path("v1/caching/<str:cache_id>", caching.CachingDetail.as_view()),
     path("v1/caching/<str:cache_id>/events", caching.CachingEvents.as_view()),
     path("v1/webhooks", webhooks.WebhookList.as_view()),
@@ -37,6 +38,10 @@ urlpatterns = [
     path("v1/webhooks/<str:endpoint_id>/test", webhooks.WebhookTest.as_view()),
     path("v1/webhooks/<str:endpoint_id>/rotate-secret", webhooks.WebhookRotation.as_view()),
     path("v1/webhooks/<str:endpoint_id>/deliveries", webhooks.WebhookDeliveries.as_view()),
+    path("v1/caching/refs/tags", tags.TagList.as_view()),
+    path("v1/caching/refs/tags/<str:tag>", tags.TagDetail.as_view()),
+    path("v1/caching/refs/tags/<str:tag>/content", tags.TagContent.as_view()),
+    path("v1/caching/refs/tags/<str:tag>/history", tags.TagHistory.as_view()),
     path("v1/models", models.ModelList.as_view()),
     path("v1/tokenizers/estimate-token-count", models.EstimateTokenCount.as_view()),
     path("v1/users/me/balance", users.Balance.as_view()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,21 +16,21 @@ from billing import clock
 from cacheplane.api import bodies, openapi
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.pagination import page_from, window_from
-from cacheplane.api.schemas import kimi
-from cacheplane.caching import cache_objects, life
+from cacheplane.api.schemas import creation, kimi
+from cacheplane.caching import cache_objects, life, tags, waiting
 from cacheplane.caching.cache_objects import NewCacheObject
 from cacheplane.caching.digests import sorted_tools
+from cacheplane.caching.idempotency import Once
 from cacheplane.caching.life import LifeEvent
 from cacheplane.caching.models import CacheObject
+from cacheplane.caching.words import word_for
 from cacheplane.errors import InvalidRequest
 
-REFERENCE_WORDS = {"active": "ready", "expired": "inactive"}
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
     status = row.status_at(at)
-    shown = REFERENCE_WORDS.get(status, status) if settings.CACHE_STATUS_WORDS == "reference" else status
     body = {
         "id": row.id,
         "object": "context_cache_object",
@@ -41,7 +42,7 @@ def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
         "metadata": row.metadata,
         "created_at": int(row.created_at.timestamp()),
         "expired_at": int(row.expired_at.timestamp()),
-        "status": shown,
+        "status": word_for(status),
         "tokens": row.tokens,
     }
     if status == "error":
@@ -57,46 +58,70 @@ def _instant(unix_seconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(unix_seconds, UTC)
 
 
+def new_of(request: Request, *, key: str | None = None) -> NewCacheObject:
+    """The body of a creation and its `Idempotency-Key`, checked for form. Raises InvalidRequest naming the field."""
+    if key is not None:
+        creation.check_idempotency_key(key)
+    wanted = bodies.read(request, kimi.CreateCache)
+    kimi.check_metadata(wanted.metadata)
+    for index, tag in enumerate(wanted.tags or ()):
+        tags.check_name(tag, field=f"tags[{index}]")
+    ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
+    return NewCacheObject(
+        model=wanted.model,
+        messages=kimi.as_messages(wanted.messages),
+        tools=kimi.as_tools(wanted.tools, wanted.messages),
+        name=wanted.name or "",
+        description=wanted.description or "",
+        metadata=wanted.metadata,
+        ttl_seconds=ttl,
+        expired_at=_instant(expired_at),
+        tags=wanted.tags or (),
+        once=None if key is None else Once(key=key, body_digest=creation.digest_of(wanted)),
+    )
+
+
 class CachingList(APIView):
     @extend_schema(
         operation_id="create_cache",
         summary="Create a cache object",
         request=openapi.body_of(kimi.CreateCache),
-        responses=openapi.answers(openapi.CACHE_OBJECT, 400, 401, 403, 429, 503),
+        parameters=[
+            OpenApiParameter(
+                "Idempotency-Key",
+                str,
+                OpenApiParameter.HEADER,
+                description="The same key with the same body answers the same object for 24 hours.",
+            ),
+            OpenApiParameter(
+                "Prefer",
+                str,
+                OpenApiParameter.HEADER,
+                description="wait=SECONDS (RFC 7240): answer when it is active, or when the time is over.",
+            ),
+        ],
+        responses=openapi.answers(openapi.CACHE_OBJECT, 400, 401, 403, 404, 429, 503),
     )
     def post(self, request: Request) -> Response:
-        wanted = bodies.read(request, kimi.CreateCache)
-        kimi.check_metadata(wanted.metadata)
-        if wanted.tags:
-            raise InvalidRequest(
-                f"Invalid request: tags: got {wanted.tags!r}, takes none: tags are not served"
-            )
-        ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
-        messages = kimi.as_messages(wanted.messages)
-        tools = kimi.as_tools(wanted.tools, wanted.messages)
-        row = cache_objects.create(
-            caller_of(request),
-            NewCacheObject(
-                model=wanted.model,
-                messages=messages,
-                tools=tools,
-                name=wanted.name or "",
-                description=wanted.description or "",
-                metadata=wanted.metadata,
-                ttl_seconds=ttl,
-                expired_at=_instant(expired_at),
-            ),
-        )
-        return Response(as_json(row, at=row.created_at))
+        received = time.monotonic()
+        caller = caller_of(request)
+        row = cache_objects.create(caller, new_of(request, key=request.headers.get("Idempotency-Key")))
+        wanted = creation.wait_seconds(request.headers.get("Prefer"))
+        seconds = min(wanted or 0, settings.CREATE_WAIT_SECONDS_MAX)
+        waited = waiting.until_settled(caller, row.id, deadline=received + seconds) if seconds else None
+        answer = Response(as_json(waited or row, at=clock.now()))
+        if waited is not None:
+            answer["Preference-Applied"] = f"wait={seconds}"
+        return answer
 
     @extend_schema(
         operation_id="list_caches",
         summary="List cache objects",
         parameters=[
-            OpenApiParameter("limit", int, description="1 to 100, default 20"),
-            OpenApiParameter("order", str, enum=["asc", "desc"]),
-            OpenApiParameter("after", str, description="exclusive cursor: an object's id"),
-            OpenApiParameter("before", str, description="exclusive cursor: an object's id"),
+            *openapi.page_parameters(cursor="an object's id"),
+            OpenApiParameter(
+                "metadata", {"type": "object", "additionalProperties": {"type": "string"}}, style="deepObject"
+            ),
         ],
         responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
     )

@@ -297,6 +297,7 @@ def _reference(found: kimi.CacheReference | None) -> Reference | None:
         return None
     return Reference(
         cache_id=found.cache_id,
+        tag=found.tag,
         reset_ttl_seconds=found.reset_ttl_seconds,
         is_dry_run=found.is_dry_run,
         is_message=found.is_message,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
-from drf_spectacular.utils import OpenApiResponse
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 
 from cacheplane.api.schemas import kimi
 
@@ -68,6 +68,69 @@ DELETED: dict[str, Any] = {
     "required": ["deleted", "id", "object"],
     "properties": {"deleted": {"type": "boolean"}, "id": {"type": "string"}, "object": {"type": "string"}},
 }
+TAG: dict[str, Any] = {
+    "type": "object",
+    "required": ["cache_id", "created_at", "object", "owned_by", "tag"],
+    "properties": {
+        "cache_id": {"type": "string"},
+        "created_at": {"type": "integer", "description": "unix seconds since which it names this object"},
+        "object": {"type": "string", "enum": ["cache_object.tag"]},
+        "owned_by": {"type": "string", "description": "the organization"},
+        "tag": {"type": "string"},
+    },
+}
+DELETED_TAG: dict[str, Any] = {
+    "type": "object",
+    "required": ["deleted", "object", "tag"],
+    "properties": {"deleted": {"type": "boolean"}, "object": {"type": "string"}, "tag": {"type": "string"}},
+}
+TAG_BINDING: dict[str, Any] = {
+    "type": "object",
+    "required": [
+        *("object", "tag", "version", "cache_id", "bound_at", "bound_by", "released_at", "released_by")
+    ],
+    "properties": {
+        "object": {"type": "string", "enum": ["cache_object.tag.binding"]},
+        "tag": {"type": "string"},
+        "version": {"type": "integer", "description": "counts the tag's bindings from 1, without a gap"},
+        "cache_id": {"type": "string"},
+        "bound_at": {"type": "integer", "description": "unix seconds"},
+        "bound_by": {"type": "string", "description": "the id of a key"},
+        "released_at": {"type": ["integer", "null"], "description": "unix seconds; null while it lasts"},
+        "released_by": {"type": ["string", "null"]},
+    },
+}
+_AMOUNT = {"type": "string", "description": "exact decimal"}
+ESTIMATE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "object": {"type": "string", "enum": ["context_cache_object.estimate"]},
+        "model": {"type": "string", "description": "the family"},
+        "tokens": {"type": "integer"},
+        "currency": {"type": "string"},
+        "lifetime_seconds": {"type": "integer"},
+        "creation_fee": _AMOUNT,
+        "storage_per_hour": _AMOUNT,
+        "storage": _AMOUNT
+        | {"description": "exact decimal; for the whole lifetime, each started minute whole"},
+        "total": _AMOUNT | {"description": "exact decimal; creation and storage"},
+        "call_fee": _AMOUNT,
+        "models": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "model": {"type": "string"},
+                    "price_uncached": _AMOUNT | {"description": "of the same tokens in one call"},
+                    "is_too_long": {"type": "boolean", "description": "for the model's window"},
+                    "break_even_calls": {"type": ["integer", "null"], "description": "null: it never pays"},
+                    "break_even_calls_per_hour": {"type": ["integer", "null"]},
+                },
+            },
+        },
+        "verdict": {"type": "string"},
+    },
+}
 
 
 class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
@@ -89,6 +152,15 @@ def list_of(item: dict[str, Any]) -> dict[str, Any]:
             "data": {"type": "array", "items": item},
         },
     }
+
+
+def page_parameters(*, cursor: str) -> list[OpenApiParameter]:
+    return [
+        OpenApiParameter("limit", int, description="1 to 100, default 20"),
+        OpenApiParameter("order", str, enum=["asc", "desc"], description="default desc"),
+        OpenApiParameter("after", str, description=f"exclusive cursor: {cursor}"),
+        OpenApiParameter("before", str, description=f"exclusive cursor: {cursor}"),
+    ]
 
 
 def _inlined(node: Any, components: dict[str, Any]) -> Any:

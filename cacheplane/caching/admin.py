@@ -24,12 +24,23 @@ from cacheplane.access import audit
 from cacheplane.access.admin import ReadOnlyAdmin
 from cacheplane.access.admin_actions import ReasonField, ReasonForm, act_on_form, operator_of
 from cacheplane.caching import lifecycle
-from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
+from cacheplane.caching.models import (
+    ACTIVE,
+    ERROR,
+    EXPIRED,
+    PENDING,
+    CacheObject,
+    CacheObjectEvent,
+    CacheTag,
+    CacheTagChange,
+    IdempotencyKey,
+)
 from cacheplane.errors import Conflict
 
 STATUS_COLOURS = {PENDING: "info", ACTIVE: "success", EXPIRED: "warning", ERROR: "danger"}
 TEXT_CHARS_SHOWN_MAX = 20_000
 EVENTS_SHOWN_MAX = 50
+TAGS_SHOWN_MAX = 50
 UNBROKEN = '<span class="whitespace-nowrap">{}</span>'
 LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
 
@@ -142,6 +153,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
                     "name",
                     "description",
                     "metadata",
+                    "tags_shown",
                 ]
             },
         ),
@@ -174,6 +186,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         "charges",
         "api_key",
         "kv_shown",
+        "tags_shown",
     ]
     actions_detail = ["expire", "extend", "recompute"]
 
@@ -197,6 +210,12 @@ class CacheObjectAdmin(ReadOnlyAdmin):
     @display(description="error")
     def error_shown(self, obj: CacheObject) -> str:
         return f"{obj.error_type}: {obj.error_message}" if obj.error_type else "-"
+
+    @display(description="tags")
+    def tags_shown(self, obj: CacheObject) -> str:
+        names = list(obj.tags.order_by("tag").values_list("tag", flat=True)[: TAGS_SHOWN_MAX + 1])
+        shown = ", ".join(names[:TAGS_SHOWN_MAX])
+        return f"{shown}, …" if len(names) > TAGS_SHOWN_MAX else shown or "-"
 
     @display(description="messages")
     def messages_shown(self, obj: CacheObject) -> SafeString:
@@ -381,3 +400,71 @@ class CacheObjectEventAdmin(ReadOnlyAdmin):
     @display(description="detail")
     def detail_shown(self, obj: CacheObjectEvent) -> str:
         return _short(obj.detail) or "-"
+
+
+@admin.register(CacheTag)
+class CacheTagAdmin(ReadOnlyAdmin):
+    """Names of objects as they are now; how they came to be so stands in the tag changes."""
+
+    list_display = [
+        "tag",
+        _organization_column,
+        "object_shown",
+        "version",
+        _time_column("created_at", "bound"),
+    ]
+    list_filter = [
+        ("organization", admin.RelatedOnlyFieldListFilter),
+        ("created_at", admin.DateFieldListFilter),
+    ]
+    search_fields = ["tag", "cache_object__id", "organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    ordering = ["organization", "tag"]
+    fields = ["tag", "organization", "object_shown", "version", "created_at"]
+    readonly_fields = ["object_shown"]
+
+    @display(description="cache object", ordering="cache_object_id")
+    def object_shown(self, obj: CacheTag) -> SafeString:
+        url = reverse("admin:caching_cacheobject_change", args=[obj.cache_object_id])
+        return format_html(LINK, url, obj.cache_object_id)
+
+
+@admin.register(CacheTagChange)
+class CacheTagChangeAdmin(ReadOnlyAdmin):
+    """What each tag pointed to and when, also of tags and objects that are gone."""
+
+    list_display = [
+        _time_column("at", "at"),
+        "tag",
+        "version",
+        "kind",
+        _id_column("cache_id", "cache object"),
+        _organization_column,
+        "actor",
+    ]
+    list_filter = ["kind", ("at", admin.DateFieldListFilter)]
+    search_fields = ["tag", "cache_id", "actor", "organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    date_hierarchy = "at"
+    ordering = ["-at", "-id"]
+    fields = ["at", "tag", "version", "kind", "cache_id", "organization", "actor"]
+
+
+@admin.register(IdempotencyKey)
+class IdempotencyKeyAdmin(ReadOnlyAdmin):
+    """Which creations were made under a key of their caller's, in the last day and a little before."""
+
+    list_display = [
+        "key",
+        _organization_column,
+        _id_column("cache_id", "cache object"),
+        _time_column("created_at", "created"),
+    ]
+    list_filter = [
+        ("organization", admin.RelatedOnlyFieldListFilter),
+        ("created_at", admin.DateFieldListFilter),
+    ]
+    search_fields = ["key", "cache_id", "organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    ordering = ["-created_at", "-id"]
+    fields = ["key", "organization", "cache_id", "body_digest", "created_at"]

@@ -8,15 +8,17 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models.lookups import GreaterThan, LessThan
 
 from billing import accounts, clock
+from billing.accounts import LockedAccount
 from cacheplane import dispatch
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
-from cacheplane.caching import lifecycle
+from cacheplane.caching import idempotency, lifecycle, tags
 from cacheplane.caching.digests import digest, sorted_tools
-from cacheplane.caching.models import ACTIVE, PENDING, CacheObject, new_cache_id
+from cacheplane.caching.idempotency import Once
+from cacheplane.caching.models import ACTIVE, PAGE_ORDER, PENDING, CacheObject, new_cache_id
 from cacheplane.chat import Message, Tool
 from cacheplane.engines import http, registry
 from cacheplane.errors import InvalidRequest, NotFound
@@ -37,16 +39,38 @@ class NewCacheObject:
     metadata: dict[str, str] | None
     ttl_seconds: int | None
     expired_at: datetime | None
+    tags: Sequence[str] = ()
+    once: Once | None = None
 
 
 def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     """Write a pending object and nudge a worker; one transaction, nothing left behind when it is refused.
 
-    Raises FeatureClosed, InvalidRequest, LimitExceeded, EngineError, and billing's InsufficientFunds.
+    What `new.once` has made before is answered instead. Raises FeatureClosed, InvalidRequest, LimitExceeded,
+    EngineError, billing's InsufficientFunds, and NotFound when what was made before is deleted.
     """
-    gates.require(caller, feature=FEATURE, at=clock.now())
+    at = clock.now()
+    gates.require(caller, feature=FEATURE, at=at)
+    if (earlier := _made_before(caller, new, at=at)) is not None:
+        return earlier
+    tools, tokens = counted(caller, new, at=at)
+    # The limits are decided and committed on their own: a refused creation has still been asked for.
+    rate_limits.admit_tokens(caller, tokens=tokens)
+    with transaction.atomic():
+        account = accounts.lock(caller.organization_id)
+        # The same creation may have come by another way meanwhile.
+        if (earlier := _made_before(caller, new, at=account.locked_at)) is not None:
+            return earlier
+        row = _write(account, caller, new, tools=tools, tokens=tokens)
+        dispatch.after_commit(dispatch.PRECOMPUTE)
+    return row
+
+
+def counted(caller: Caller, new: NewCacheObject, *, at: datetime) -> tuple[list[Tool] | None, int]:
+    """(tools with their keys sorted, tokens) of a new object. Raises InvalidRequest for what the tier does not allow,
+    and EngineError."""
     registry.require_family(new.model)
-    check_end(caller, ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=clock.now())
+    check_end(caller, ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at)
     tools = sorted_tools(new.tools)
     tokens = count_tokens(new.model, new.messages, tools)
     if tokens > caller.tier.object_tokens_max:
@@ -54,46 +78,59 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
             f"Input token length too long: {tokens} tokens; a cache object of {caller.tier.slug} takes at most "
             f"{caller.tier.object_tokens_max}"
         )
-    # The limits are decided and committed on their own: a refused creation has still been asked for.
-    rate_limits.admit_tokens(caller, tokens=tokens)
-    with transaction.atomic():
-        account = accounts.lock(caller.organization_id)
-        at = account.locked_at
-        lifecycle.require_room(
-            caller.organization_id, tokens=tokens, cached_tokens_max=caller.tier.cached_tokens_max, at=at
-        )
-        cache_id = new_cache_id()
-        hold_reference = lifecycle.hold_creation(
-            account, cache_id=cache_id, model=new.model, tokens=tokens, at=at
-        )
-        row = CacheObject.objects.create(
-            id=cache_id,
-            organization_id=caller.organization_id,
-            project_id=caller.project_id,
-            api_key_id=caller.api_key_id,
-            model=new.model,
-            name=new.name,
-            description=new.description,
-            metadata=new.metadata,
-            messages=new.messages,
-            tools=tools,
-            message_count=len(new.messages),
-            digest=digest(new.messages, tools),
-            tokens=tokens,
-            created_at=at,
-            expired_at=end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at),
-            hold_reference=hold_reference,
-        )
-        lifecycle.note(
-            cache_id,
-            caller.organization_id,
-            "created",
-            at=at,
-            actor=caller.api_key_id,
-            tokens=tokens,
-            expired_at=row.expired_at.isoformat(),
-        )
-        dispatch.after_commit(dispatch.PRECOMPUTE)
+    return tools, tokens
+
+
+def _made_before(caller: Caller, new: NewCacheObject, *, at: datetime) -> CacheObject | None:
+    if new.once is None:
+        return None
+    cache_id = idempotency.made_by(caller.organization_id, new.once, at=at)
+    return get(caller, cache_id) if cache_id is not None else None
+
+
+def _write(
+    account: LockedAccount, caller: Caller, new: NewCacheObject, *, tools: list[Tool] | None, tokens: int
+) -> CacheObject:
+    """The row with all that belongs to it, inside the creation's transaction."""
+    at = account.locked_at
+    lifecycle.require_room(
+        caller.organization_id, tokens=tokens, cached_tokens_max=caller.tier.cached_tokens_max, at=at
+    )
+    cache_id = new_cache_id()
+    hold_reference = lifecycle.hold_creation(
+        account, cache_id=cache_id, model=new.model, tokens=tokens, at=at
+    )
+    row = CacheObject.objects.create(
+        id=cache_id,
+        organization_id=caller.organization_id,
+        project_id=caller.project_id,
+        api_key_id=caller.api_key_id,
+        model=new.model,
+        name=new.name,
+        description=new.description,
+        metadata=new.metadata,
+        messages=new.messages,
+        tools=tools,
+        message_count=len(new.messages),
+        digest=digest(new.messages, tools),
+        tokens=tokens,
+        created_at=at,
+        expired_at=end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at),
+        hold_reference=hold_reference,
+    )
+    lifecycle.note(
+        cache_id,
+        caller.organization_id,
+        "created",
+        at=at,
+        actor=caller.api_key_id,
+        tokens=tokens,
+        expired_at=row.expired_at.isoformat(),
+    )
+    for tag in new.tags:
+        tags.point(caller.organization_id, tag, cache_id=cache_id, at=at, actor=caller.api_key_id)
+    if new.once is not None:
+        idempotency.remember(caller.organization_id, new.once, cache_id=cache_id, at=at)
     return row
 
 
@@ -174,15 +211,14 @@ def page(caller: Caller, wanted: Page) -> list[CacheObject]:
     for cursor in (wanted.after, wanted.before):
         if cursor is not None and not rows.filter(id=cursor).exists():
             raise NotFound(f"Not found the cache object {cursor[:64]}")
-    later, earlier = ("id__lt", "id__gt") if wanted.newest_first else ("id__gt", "id__lt")
-    bounds = Q()
+    later, earlier = (LessThan, GreaterThan) if wanted.newest_first else (GreaterThan, LessThan)
     if wanted.after is not None:
-        bounds &= Q(**{later: wanted.after})
+        rows = rows.filter(later(PAGE_ORDER, wanted.after))
     if wanted.before is not None:
-        bounds &= Q(**{earlier: wanted.before})
+        rows = rows.filter(earlier(PAGE_ORDER, wanted.before))
     if wanted.metadata:
-        bounds &= Q(metadata__contains=wanted.metadata)
-    return list(rows.filter(bounds).order_by("-id" if wanted.newest_first else "id")[: wanted.limit])
+        rows = rows.filter(metadata__contains=wanted.metadata)
+    return list(rows.order_by(PAGE_ORDER.desc() if wanted.newest_first else PAGE_ORDER.asc())[: wanted.limit])
 
 
 def update(

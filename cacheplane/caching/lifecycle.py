@@ -21,6 +21,7 @@ from django.db.models import F, Q, Sum
 from billing import accounts, charging, clock, holds, storage
 from billing.accounts import LockedAccount
 from cacheplane import dispatch
+from cacheplane.caching import tags
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
 from cacheplane.events import outbox
@@ -102,7 +103,8 @@ def claim_next(*, owner: str) -> Claim | None:
     ripe = Q(retry_at__isnull=True) | Q(retry_at__lte=at)
     with transaction.atomic():
         row = (
-            CacheObject.objects.select_for_update(skip_locked=True, of=("self",))
+            # Not the full lock: a tag that is being bound to an object must not hide it.
+            CacheObject.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
             .filter(
                 free, ripe, status=PENDING, expired_at__gt=at, attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX
             )
@@ -489,13 +491,17 @@ def kv_lost(organization_id: str, cache_id: str, *, kv_id: uuid.UUID, reason: st
 
 
 def delete(organization_id: str, cache_id: str, *, actor: str) -> None:
-    """Remove an object; its last storage is charged, its bytes are doomed, its ledger lines stay. Raises NotFound."""
+    """Remove an object and its tags; its last storage is charged, its bytes are doomed, its ledger lines stay.
+
+    Raises NotFound.
+    """
     with transaction.atomic():
         account = accounts.lock(organization_id)
         at = account.locked_at
         row = _locked(organization_id, cache_id)
         if row.status in (PENDING, ACTIVE):
             _end(account, row, at=at, actor=actor)
+        tags.release_all_of(organization_id, row.id, at=at, actor=actor)
         CacheObject.objects.filter(id=row.id).delete()
         note(row.id, row.organization_id, "deleted", at=at, actor=actor)
         _tell(row, CACHE_DELETED, expired_at=min(row.expired_at, at), at=at)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 
+from django.contrib.postgres.indexes import GinIndex
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
+from django.db.models.functions import Collate
 
 from cacheplane.ids import new_id
 
 PENDING, ACTIVE, EXPIRED, ERROR = "pending", "active", "expired", "error"
+
+
+PAGE_ORDER = Collate("id", "C")
+"""What pages of objects are ordered by: ids sort by time."""
+
+TAG_NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,127}"
 
 
 def new_cache_id() -> str:
@@ -88,7 +96,10 @@ class CacheObject(models.Model):
     class Meta:
         ordering = ["-created_at", "-id"]
         indexes = [
-            models.Index(fields=["organization", "-id"], name="cache_by_organization"),
+            # In a collation that the primary key has not, so that no page is read from the key instead, past the
+            # objects of everybody else.
+            models.Index(F("organization"), PAGE_ORDER.desc(), name="cache_pages"),
+            GinIndex(fields=["metadata"], name="cache_by_metadata", opclasses=["jsonb_path_ops"]),
             models.Index(fields=["organization", "digest"], name="cache_by_digest"),
             models.Index(fields=["created_at"], condition=Q(status=PENDING), name="cache_pending"),
             models.Index(
@@ -151,3 +162,90 @@ class CacheObjectEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.cache_id} {self.kind}"
+
+
+class CacheTagQuerySet(models.QuerySet["CacheTag"]):
+    def of(self, organization_id: str) -> CacheTagQuerySet:
+        """Where every look-up for a caller starts."""
+        return self.filter(organization_id=organization_id)
+
+
+class CacheTag(models.Model):
+    """A name that an organization gives to one of its cache objects, and moves to another when it likes."""
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="cache_tags"
+    )
+    # By bytes, so that pages are in one order whatever the database's language.
+    tag = models.CharField(max_length=128, db_collation="C")
+    cache_object = models.ForeignKey(CacheObject, on_delete=models.CASCADE, related_name="tags")
+    version = models.PositiveBigIntegerField(
+        help_text="How many times the name has been bound, this included."
+    )
+    created_at = models.DateTimeField(help_text="Since when it names this object.")
+
+    objects = CacheTagQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["tag"]
+        constraints = [
+            models.UniqueConstraint(fields=["organization", "tag"], name="one_tag_of_a_name"),
+            models.CheckConstraint(condition=Q(tag__regex=f"^{TAG_NAME}$"), name="tag_is_well_formed"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tag} → {self.cache_object_id}"
+
+
+class CacheTagChange(models.Model):
+    """A tag was bound to an object, or released from it. Appended; the database refuses to change or delete one.
+
+    The versions of a tag count its bindings, without a gap, and go on when the name is deleted and given again.
+    """
+
+    BOUND, RELEASED = "bound", "released"
+    KINDS = [(BOUND, "bound"), (RELEASED, "released")]
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="cache_tag_changes"
+    )
+    tag = models.CharField(max_length=128, db_collation="C")
+    version = models.PositiveBigIntegerField()
+    kind = models.CharField(max_length=8, choices=KINDS)
+    cache_id = models.CharField(max_length=40)
+    at = models.DateTimeField()
+    actor = models.CharField(
+        max_length=128, help_text="A key's id, an operator's name, or the part of the system."
+    )
+
+    class Meta:
+        ordering = ["organization", "tag", "version", "kind"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "tag", "version", "kind"], name="each_version_bound_and_released_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tag} {self.version} {self.kind}"
+
+
+class IdempotencyKey(models.Model):
+    """Which object a creation with this key has made. It outlives the object, so that a late repetition, which may
+    come after the deletion, creates nothing."""
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="idempotency_keys"
+    )
+    key = models.CharField(max_length=255, db_collation="C")
+    body_digest = models.CharField(max_length=64)
+    cache_id = models.CharField(max_length=40)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["organization", "created_at"], name="keys_by_age")]
+        constraints = [models.UniqueConstraint(fields=["organization", "key"], name="one_creation_per_key")]
+
+    def __str__(self) -> str:
+        return f"{self.key} → {self.cache_id}"

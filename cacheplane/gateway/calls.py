@@ -13,6 +13,7 @@ from cacheplane import database
 from cacheplane.access.callers import Caller
 from cacheplane.caching.cache_objects import check_ttl
 from cacheplane.caching.models import ACTIVE
+from cacheplane.caching.words import word_for
 from cacheplane.chat import ChatRequest
 from cacheplane.engines import registry, slots
 from cacheplane.engines.base import Engine as EngineAdapter
@@ -102,7 +103,8 @@ async def dry_run(caller: Caller, call: Call) -> DryRun:
         )
     if meant.prefix is None:
         raise InvalidRequest(
-            f"Invalid request: dry_run: the cache object is {meant.named.status}, and takes an active one"
+            f"Invalid request: dry_run: the cache object is {word_for(meant.named.status)}, and takes one that is "
+            f"{word_for(ACTIVE)}"
         )
     prompt_tokens = await _prompt_tokens(registry.adapter_of(meant.serving.engine), meant)
     _check_window(meant, prompt_tokens=prompt_tokens)
@@ -134,7 +136,7 @@ def _meant(caller: Caller, call: Call) -> _Meant:
         check_ttl(caller, field="reset_ttl", seconds=reference.reset_ttl_seconds)
     if not reference.is_message:
         return _matched_by_header(caller, call, serving, reference)
-    named = matching.find(caller, reference.cache_id)
+    named = matching.find(caller, reference)
     if named.model_family != serving.family:
         raise InvalidRequest(
             f"Invalid request: model: got {serving.model}, takes a model of the cache object's family "
@@ -155,7 +157,7 @@ def _matched_by_header(caller: Caller, call: Call, serving: Serving, reference: 
     """Header mode never fails for the cache's sake: what does not match is an ordinary call."""
     unmatched = _Meant(request=call.request, serving=serving, named=None, prefix=None)
     try:
-        named = matching.find(caller, reference.cache_id)
+        named = matching.find(caller, reference)
     except NotFound:
         return unmatched
     if named.model_family != serving.family or not matching.is_prefix_of(

@@ -13,6 +13,7 @@ from django.db import connection
 from cacheplane.access.callers import Caller
 from cacheplane.caching.digests import digest, sorted_tools
 from cacheplane.caching.models import ACTIVE, EXPIRED, PENDING
+from cacheplane.caching.tags import NAME_CHARS_MAX
 from cacheplane.chat import Message, Tool
 from cacheplane.engines.base import KVHandle
 from cacheplane.errors import NotFound
@@ -20,9 +21,10 @@ from cacheplane.errors import NotFound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """How a caller named a cache object: as the first message, or in headers."""
+    """How a caller named a cache object: as the first message, or in headers; by its id, or by a tag."""
 
-    cache_id: str
+    cache_id: str | None
+    tag: str | None = None
     reset_ttl_seconds: int | None = None
     is_dry_run: bool = False
     is_message: bool = True
@@ -52,7 +54,7 @@ class Prefix:
 
 
 # One statement, scoped to the organization in its own WHERE: somebody else's id finds nothing, like an absent one.
-FIND = """
+SELECT = """
 SELECT object.id, object.model, object.tokens, object.messages::text, object.tools::text, object.digest,
        object.message_count, object.status, object.expired_at, segment.closed_at, account.exhaust_at,
        kv.id, kv.engine_id, kv.filename, kv.n_tokens, kv.size_bytes, kv.sha256, kv.blake3, kv.fingerprint,
@@ -61,17 +63,29 @@ SELECT object.id, object.model, object.tokens, object.messages::text, object.too
   JOIN billing_billingaccount AS account ON account.organization_id = object.organization_id
   LEFT JOIN billing_storagesegment AS segment ON segment.id = object.segment_id
   LEFT JOIN kv_kvstate AS kv ON kv.id = object.kv_state_id AND kv.doomed_at IS NULL
- WHERE object.organization_id = %s AND object.id = %s
+ WHERE object.organization_id = %s
 """
+BY_ID = "AND object.id = %s"
+BY_TAG = (
+    "AND object.id = (SELECT cache_object_id FROM caching_cachetag WHERE organization_id = %s AND tag = %s)"
+)
 
 
-def find(caller: Caller, cache_id: str) -> Prefix:
+def find(caller: Caller, reference: Reference) -> Prefix:
     """The caller's object with its status by the clock. Raises NotFound."""
+    organization_id = caller.organization_id
     with connection.cursor() as cursor:
-        cursor.execute(FIND, [caller.organization_id, cache_id[:64]])
+        if reference.tag is not None:
+            # One character more than a tag can have: what is longer is not carried to the database, and not found.
+            tag, what = reference.tag[: NAME_CHARS_MAX + 1], f"tag {reference.tag[:NAME_CHARS_MAX]}"
+            cursor.execute(SELECT + BY_TAG, [organization_id, organization_id, tag])
+        else:
+            cache_id = (reference.cache_id or "")[:64]
+            what = f"cache object {cache_id}"
+            cursor.execute(SELECT + BY_ID, [organization_id, cache_id])
         row = cursor.fetchone()
     if row is None:
-        raise NotFound(f"Not found the cache object {cache_id[:64]}")
+        raise NotFound(f"Not found the {what}")
     (object_id, family, tokens, messages, tools, identity, message_count, stored, expired_at, closed_at) = (
         row[:10]
     )

@@ -17,7 +17,8 @@ from billing import accounts, charging, clock
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
-from cacheplane.caching import lifecycle, reminders
+from cacheplane.caching import idempotency, lifecycle, reminders, tags
+from cacheplane.caching.idempotency import Once
 from cacheplane.caching.models import CacheObject
 from cacheplane.engines.models import Engine, EngineSlot, ServedModel
 from cacheplane.events import endpoints
@@ -170,11 +171,17 @@ def _fill(name: str) -> PayingOrganization:
         expiring_lead_seconds=7 * 86_400,
         actor=made.new.issued_key.key.id,
     ).endpoint
-    made.one_of_each()
+    rows = made.one_of_each()
     reminders.tell_expiring()
     DeliveryAttempt.objects.create(
         delivery=endpoint.deliveries.latest("id"), at=clock.now(), duration_ms=12, http_status=500
     )
+    with transaction.atomic():
+        at = accounts.lock(made.organization_id).locked_at
+        for row in rows:
+            tags.point(made.organization_id, "acme", cache_id=row.id, at=at, actor="test")
+        once = Once(key="acme", body_digest="0" * 64)
+        idempotency.remember(made.organization_id, once, cache_id=rows[0].id, at=at)
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)

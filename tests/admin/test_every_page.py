@@ -89,7 +89,11 @@ def test_money_is_read_only_even_for_a_superuser(operator: Client, fill: Any, na
 
 
 @pytest.mark.parametrize(
-    "label", ["caching.CacheObject", "caching.CacheObjectEvent", "kv.KVState", "engines.EngineSlot"]
+    "label",
+    [
+        *("caching.CacheObject", "caching.CacheObjectEvent", "caching.CacheTag", "caching.CacheTagChange"),
+        *("caching.IdempotencyKey", "kv.KVState", "engines.EngineSlot"),
+    ],
 )
 def test_what_the_system_writes_is_read_only_even_for_a_superuser(operator: Client, fill: Any, label: str):
     fill("Acme")

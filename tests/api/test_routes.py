@@ -30,6 +30,13 @@ ROUTES = [
     ("POST", "/v1/webhooks/we-00000000000000000000/test"),
     ("POST", "/v1/webhooks/we-00000000000000000000/rotate-secret"),
     ("GET", "/v1/webhooks/we-00000000000000000000/deliveries"),
+    ("POST", "/v1/caching/estimate"),
+    ("POST", "/v1/caching/refs/tags"),
+    ("GET", "/v1/caching/refs/tags"),
+    ("GET", "/v1/caching/refs/tags/{tag}"),
+    ("GET", "/v1/caching/refs/tags/{tag}/content"),
+    ("GET", "/v1/caching/refs/tags/{tag}/history"),
+    ("DELETE", "/v1/caching/refs/tags/{tag}"),
 ]
 
 

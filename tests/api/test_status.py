@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.api import books
+from tests.conftest import start_instance
 
 
 @pytest.fixture
@@ -52,16 +53,20 @@ def test_it_can_be_deleted(caller, failed):
     assert caller.get(failed["id"]).status == 404
 
 
-def test_the_references_words_can_be_shown_instead(caller, settings, instance_database):
-    from billing import clock
-    from cacheplane.api.caching import as_json
-    from cacheplane.caching.models import CacheObject
-
-    def shown(cache_id: str) -> str:
-        row = CacheObject.objects.with_what_decides_status().get(id=cache_id)
-        return str(as_json(row, at=clock.now())["status"])
-
-    active, expired = caller.active(), caller.expired()
-    assert (shown(active["id"]), shown(expired["id"])) == ("active", "expired")
-    settings.CACHE_STATUS_WORDS = "reference"
-    assert (shown(active["id"]), shown(expired["id"])) == ("ready", "inactive")
+@pytest.mark.own_instance
+def test_the_references_words_can_be_shown_instead(tmp_path):
+    running = start_instance(tmp_path / "data", environment={"CACHE_STATUS_WORDS": "reference"})
+    try:
+        client = running.client()
+        made = client.create()
+        assert made.json["status"] == "pending"
+        ready = client.wait_until(made.json["id"], "ready")
+        assert client.request("GET", "/v1/caching").json["data"] == [ready]
+        assert client.ask(ready["id"]).json["usage"]["cached_tokens"] == ready["tokens"]
+        assert client.request("PUT", f"/v1/caching/{ready['id']}", {"ttl": 1}).json["status"] == "ready"
+        client.wait_until(ready["id"], "inactive")
+        refused = client.ask(ready["id"], options=";dry_run=1")
+        assert (refused.status, refused.error["type"]) == (400, "invalid_request_error")
+        assert refused.error["message"].endswith("the cache object is inactive, and takes one that is ready")
+    finally:
+        running.stop()

@@ -142,11 +142,21 @@ class TestCacheMessage:
         )
         assert parsed.request.messages == [USER]
 
+    def test_a_tag_may_stand_for_the_id(self):
+        parsed = self.parse("reset_ttl=5;tag=live")
+        assert parsed.reference == kimi.CacheReference(
+            cache_id=None, tag="live", reset_ttl_seconds=5, is_dry_run=False, is_message=True
+        )
+
     @pytest.mark.parametrize(
         "content",
         [
             "",
             "cache-x",
+            "tag=",
+            "tag=live;tag=live",
+            "cache_id=x;tag=live",
+            "tag=live;cache_id=",
             "cache_id=",
             "cache_id=x;",
             "cache_id=x;colour=red",

@@ -20,6 +20,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 MAX_TOKENS_DEFAULT = 1024
 MESSAGES_MAX, TOOLS_MAX, STOPS_MAX, STOP_BYTES_MAX = 1024, 128, 5, 32
+TAGS_MAX = 16
 INT64_MAX = 2**63 - 1
 SECONDS_DIGITS_MAX = 18
 
@@ -79,7 +80,7 @@ class CreateCache(msgspec.Struct):
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
     ttl: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
     expired_at: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
-    tags: list[str] | None = None
+    tags: Annotated[list[str], Meta(max_length=TAGS_MAX)] | None = None
 
 
 class UpdateCache(msgspec.Struct):
@@ -122,9 +123,10 @@ class CountTokens(msgspec.Struct):
 
 
 class CacheReference(msgspec.Struct, frozen=True, kw_only=True):
-    """A call's cache object as its caller named it."""
+    """A call's cache object as its caller named it: by its id, or by a tag."""
 
-    cache_id: str
+    cache_id: str | None
+    tag: str | None = None
     reset_ttl_seconds: int | None
     is_dry_run: bool
     is_message: bool
@@ -327,7 +329,7 @@ def _stops(stop: str | list[str] | None) -> list[str] | None:
 
 
 def _cache_reference(raw: ChatCompletions) -> CacheReference:
-    """`cache_id=ID;reset_ttl=S;dry_run=1` in the first message's content."""
+    """`cache_id=ID;reset_ttl=S;dry_run=1`, or `tag=NAME;…`, in the first message's content."""
     try:
         message = msgspec.convert(raw.messages[0], CacheMessage)
     except msgspec.ValidationError as error:
@@ -339,14 +341,15 @@ def _cache_reference(raw: ChatCompletions) -> CacheReference:
     options: dict[str, str] = {}
     for part in message.content.split(";"):
         name, _equals, value = part.partition("=")
-        if not value or name in options or name not in ("cache_id", "reset_ttl", "dry_run"):
-            taken = "cache_id=ID, reset_ttl=SECONDS and dry_run=1, joined by ';'"
+        if not value or name in options or name not in ("cache_id", "tag", "reset_ttl", "dry_run"):
+            taken = "cache_id=ID or tag=NAME, reset_ttl=SECONDS and dry_run=1, joined by ';'"
             raise _refuse("messages[0].content", message.content[:200], taken)
         options[name] = value
-    if not options.get("cache_id"):
-        raise _refuse("messages[0].content", message.content[:200], "a cache_id")
+    if ("cache_id" in options) is ("tag" in options):
+        raise _refuse("messages[0].content", message.content[:200], "one of cache_id and tag")
     return CacheReference(
-        cache_id=options["cache_id"],
+        cache_id=options.get("cache_id"),
+        tag=options.get("tag"),
         reset_ttl_seconds=_seconds(options.get("reset_ttl"), path="messages[0].content reset_ttl"),
         is_dry_run=_flag(options.get("dry_run"), path="messages[0].content dry_run"),
         is_message=True,

@@ -5,7 +5,7 @@ from django.db import migrations
 
 
 class Migration(migrations.Migration):
-    dependencies = [("caching", "0001_initial")]
+    dependencies = [("caching", "0004_list_pages")]
 
     operations = [
         migrations.RunSQL(
