@@ -1,0 +1,61 @@
+"""JSON in, typed structs out. Every refusal names the field, what came and what is taken."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from cacheplane.errors import InvalidRequest
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
+
+
+def decode(body: bytes, into: type[S]) -> S:
+    """A typed struct from a JSON body. Raises InvalidRequest naming the field."""
+    try:
+        return msgspec.json.decode(body, type=into)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(explained(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"Invalid request: the body is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("Invalid request: the body is nested too deeply") from None
+
+
+def explained(error: msgspec.ValidationError, *, root: str = "") -> str:
+    """msgspec's sentence, turned round so that it begins with the field."""
+    found = _AT.match(str(error))
+    assert found is not None
+    path = root + (found["path"] or "")
+    path = path.removeprefix(".") or "body"
+    what = found["what"].replace("`", "").replace("Object missing required field", "missing field")
+    return f"Invalid request: {path}: {what[:1].lower()}{what[1:]}"
+
+
+def refuse(path: str, came: object, taken: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid request: {path}: got {came!r}, takes {taken}")
+
+
+def refuse_nul(body: bytes, value: object, *, path: str = "") -> None:
+    """PostgreSQL keeps no NUL in text or JSON: say so before it does. The walk is made only when one may be there."""
+    if b"\\u0000" not in body:
+        return
+    _walk_nul(msgspec.to_builtins(value), path)
+
+
+def _walk_nul(value: object, path: str) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise InvalidRequest(
+            f"Invalid request: {path.removeprefix('.')}: got a NUL character, takes text without it"
+        )
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _walk_nul(key, f"{path}.{key[:40]}".replace("\0", "\\u0000"))
+            _walk_nul(item, f"{path}.{key[:40]}".replace("\0", "\\u0000"))
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _walk_nul(item, f"{path}[{index}]")
