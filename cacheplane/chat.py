@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 Message = dict[str, Any]
-"""One chat message as the caller sent it: `role`, `content`, and optionally `name`, `tool_calls`, `tool_call_id`."""
+"""One chat message as the caller sent it: `role`, `content`, and optionally `name`, `tool_calls`, `tool_call_id`.
+
+A call's last one, an assistant's with `partial` true, is the beginning of the answer, which goes on from it."""
 
 Tool = dict[str, Any]
 """One tool declaration: `{"type": "function", "function": {...}}`."""
@@ -30,7 +32,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One call, already checked. `None` means that the caller did not set it and the engine's default holds."""
+    """One call, already checked. `None` means that the caller did not set it and the engine's default holds.
+
+    `n` answers are wanted, of `max_tokens` each. An engine's adapter gives one; the gateway asks as often.
+    """
 
     model: str
     messages: list[Message]
@@ -43,14 +48,17 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float | None = None
     stop: list[str] | None = None
     seed: int | None = None
+    n: int = 1
     response_format: dict[str, Any] | None = None
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of an answer. `usage` is the engine's count up to and including this step."""
+    """One step of an answer. `usage` is the engine's count up to and including this step; `choice` says of which of
+    a call's answers it is a step."""
 
     content: str | None = None
     role: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
+    choice: int = 0

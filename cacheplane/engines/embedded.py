@@ -142,6 +142,7 @@ def _parameters(xllamacpp: Any, options: argparse.Namespace) -> Any:
     params.endpoint_metrics = True
     params.endpoint_slots = True
     params.ui = False
+    params.prefill_assistant = False  # an answer goes on from a message only where that is said
     params.fit_params = False
     params.warmup = False
     params.n_gpu_layers = 0

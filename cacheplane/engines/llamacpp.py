@@ -65,6 +65,8 @@ class LlamaCppEngine:
         self._kv_dir = Path(kv_dir) if kv_dir else None
         self._total_slots = 0
         self._slots_known_until = 0.0
+        self._template: tuple[str, str, str] | None = None
+        self._defusals: list[tuple[bytes, bytes]] | None = None
 
     # What it is
 
@@ -91,8 +93,8 @@ class LlamaCppEngine:
     # Counting
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
-        body = _conversation(messages, tools)
-        return (await self._post("/v1/chat/completions/input_tokens", body, wire.InputTokens)).input_tokens
+        body = wire.conversation(messages, tools)
+        return (await self._say("/v1/chat/completions/input_tokens", body, wire.InputTokens)).input_tokens
 
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
         prefix, whole = await self._render_prefix(messages, tools)
@@ -171,7 +173,7 @@ class LlamaCppEngine:
         self, request: ChatRequest, *, slot: int, reuse_tokens: bool
     ) -> AsyncGenerator[ChatDelta, None]:
         await self._check_slot(slot)
-        body = wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens)
+        body = await self._defused(wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens))
         complete, reader = False, wire.EventReader()
         async with self._stream("/v1/chat/completions", body, http.CALL) as response:
             async for piece in response.content.iter_any():
@@ -214,8 +216,8 @@ class LlamaCppEngine:
         return prefix, whole
 
     async def _render(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
-        body = _conversation(messages, tools) | {"add_generation_prompt": False}
-        return (await self._post("/apply-template", body, wire.Rendered)).prompt
+        body = wire.conversation(messages, tools) | {"add_generation_prompt": False}
+        return (await self._say("/apply-template", body, wire.Rendered)).prompt
 
     async def _evaluate(self, tokens: Sequence[int], *, slot: int, on_progress: Progress | None) -> None:
         body = {
@@ -309,7 +311,37 @@ class LlamaCppEngine:
         if not 0 <= slot < self._total_slots:
             raise EngineRejected(f"The engine has {self._total_slots} slots; there is no slot {slot}.")
 
+    async def _say(self, path: str, body: dict[str, Any], answer: type[T]) -> T:
+        """As `_post`, for what callers wrote."""
+        reply = await self._ask("POST", path, await self._defused(msgspec.json.encode(body)))
+        return _decoded(reply, msgspec.json.Decoder(answer).decode)
+
+    async def _defused(self, body: bytes) -> bytes:
+        """The same without control tokens. The server takes them for such wherever they stand: whoever writes
+        one into a message would end his turn with it and begin somebody else's."""
+        defusals = self._defusals
+        if defusals is None:
+            defusals = self._defusals = await self._learn_control_tokens()
+        for sign, plain in defusals:
+            if sign in body:
+                body = body.replace(sign, plain)
+        return body
+
+    async def _learn_control_tokens(self) -> list[tuple[bytes, bytes]]:
+        props = await self._get("/props", wire.Props)
+        self._note_slots(props)
+        possible = wire.possible_control_tokens(props)
+        body = {"content": "\n".join(sorted(possible)), "add_special": False, "with_pieces": True}
+        understood, plain = await asyncio.gather(
+            self._post("/tokenize", body | {"parse_special": True}, wire.Pieces),
+            self._post("/tokenize", body | {"parse_special": False}, wire.Pieces),
+        )
+        return wire.defusals(possible & understood.texts() - plain.texts())
+
     def _note_slots(self, props: wire.Props) -> None:
+        template = (props.chat_template, props.bos_token, props.eos_token)
+        if template != self._template:
+            self._template, self._defusals = template, None
         self._total_slots = props.total_slots
         self._slots_known_until = time.monotonic() + _SLOTS_KNOWN_SECONDS
 
@@ -377,16 +409,11 @@ class LlamaCppEngine:
             raise EngineOverloaded("The engine cannot be reached.", retry_after_seconds=1) from error
 
 
-def _conversation(messages: Sequence[Message], tools: Sequence[Tool] | None) -> dict[str, Any]:
-    body: dict[str, Any] = {"messages": list(messages)}
-    if tools:
-        body["tools"] = list(tools)
-    return body
-
-
 def _deltas(chunk: wire.Chunk) -> list[ChatDelta]:
     if chunk.prompt_progress is not None:
-        return []
+        # It says how far the prompt is; and what function is called, where the prompt ends within a tool call.
+        begun = (choice.delta.tool_calls for choice in chunk.choices)
+        return [ChatDelta(tool_calls=calls) for calls in begun if calls]
     usage = chunk.usage or chunk.timings
     counted = usage.usage() if usage is not None else None
     if not chunk.choices:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from cacheplane.chat import ChatRequest, Usage
+from cacheplane.chat import ChatRequest, Message, Tool, Usage
 from cacheplane.errors import (
     ContextWindowExceeded,
     EngineError,
@@ -119,6 +120,19 @@ class Tokenized(msgspec.Struct, frozen=True):
     tokens: list[int]
 
 
+class _Piece(msgspec.Struct, frozen=True):
+    piece: str | list[int]
+
+
+class Pieces(msgspec.Struct, frozen=True):
+    """Tokens by their texts. One that is no text by itself comes as bytes."""
+
+    tokens: list[_Piece]
+
+    def texts(self) -> set[str]:
+        return {token.piece for token in self.tokens if isinstance(token.piece, str)}
+
+
 class _GenerationSettings(msgspec.Struct, frozen=True):
     n_ctx: int
 
@@ -149,8 +163,7 @@ def chat_body(request: ChatRequest, *, slot: int, reuse_tokens: bool) -> bytes:
     """The streamed call. `timings_per_token` makes every event carry the counts up to it, so that a call that
     is given up in the middle is still counted exactly. `return_progress` makes it write while it works on the
     prompt: only so does it notice that nobody reads any more, when other calls keep it from looking."""
-    body: dict[str, Any] = {
-        "messages": request.messages,
+    body: dict[str, Any] = conversation(request.messages, request.tools) | {
         "max_tokens": request.max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -164,20 +177,83 @@ def chat_body(request: ChatRequest, *, slot: int, reuse_tokens: bool) -> bytes:
         value = getattr(request, name)
         if value is not None:
             body[name] = value
+    if request.seed is not None:
+        body["seed"] = request.seed % _SEED_BY_CHANCE
     return msgspec.json.encode(body)
 
 
+_SEED_BY_CHANCE = 0xFFFF_FFFF
+"""The server takes 32 bits of a seed; these ones mean that it draws one by itself."""
+
 _OPTIONAL = (
-    "tools",
     "tool_choice",
     "temperature",
     "top_p",
     "presence_penalty",
     "frequency_penalty",
     "stop",
-    "seed",
     "response_format",
 )
+
+
+def conversation(messages: Sequence[Message], tools: Sequence[Tool] | None) -> dict[str, Any]:
+    """Messages and tools as the server takes them. Texts in parts are joined here, and escapes in tool calls are
+    resolved: what is then encoded shows every text as the template will see it."""
+    taken = [_as_taken(message) for message in messages]
+    body: dict[str, Any] = {"messages": taken}
+    if tools:
+        body["tools"] = list(tools)
+    if messages and messages[-1].get("partial"):
+        if taken[-1]["content"]:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        else:
+            taken.pop()  # nothing to go on from: the answer begins as ever
+    return body
+
+
+def _as_taken(message: Message) -> Message:
+    if isinstance(message.get("content"), list):
+        message = message | {"content": "\n".join(part["text"] for part in message["content"])}
+    if "partial" in message:
+        message = {name: value for name, value in message.items() if name != "partial"}
+    if message.get("tool_calls"):
+        message = message | {"tool_calls": [_without_escapes(call) for call in message["tool_calls"]]}
+    return message
+
+
+def _without_escapes(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    if "\\u" not in arguments:
+        return call
+    plain = msgspec.json.encode(msgspec.json.decode(arguments)).decode()
+    return call | {"function": call["function"] | {"arguments": plain}}
+
+
+_SIGNS = re.compile(r"<[^<>\s]{1,64}>|\[[A-Z_/]{1,32}\]")
+_COMMON_SIGNS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<s>",
+    "</s>",
+)
+
+
+def possible_control_tokens(props: Props) -> set[str]:
+    """Texts that may be control tokens of the model; its tokenizer decides which are."""
+    signs = {props.bos_token, props.eos_token, *_COMMON_SIGNS, *_SIGNS.findall(props.chat_template)}
+    return {sign for sign in signs if sign}
+
+
+def defusals(control_tokens: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """(as it stands in a JSON text, as it is sent instead): a space within, and it is a text like any other."""
+    found = []
+    for token in sorted(control_tokens):
+        inner = msgspec.json.encode(token)[1:-1]
+        found.append((inner, inner[:1] + b" " + inner[1:]))
+    return found
 
 
 class EventReader:
@@ -213,6 +289,10 @@ def translated(told: Failure, *, status: int) -> Exception:
     if told.type == "exceed_context_size_error":
         return ContextWindowExceeded(
             f"The prompt has {told.n_prompt_tokens} tokens; the model's window takes {told.n_ctx}."
+        )
+    if "does not match the expected" in told.message:
+        return EngineRejected(
+            "The model's answer is no call of the declared tools, and nothing else was read."
         )
     if status in (429, 503):
         return EngineOverloaded(f"The engine is not ready: {sentence}", retry_after_seconds=1)
