@@ -136,13 +136,11 @@ class Exchange:
 
     async def _send_whole(self, running: Completion) -> None:
         assert running.usage is not None
-        message, finish_reason = kimi.message_out(self._deltas)
         body = kimi.completion_out(
             call_id=f"cmpl-{running.wanted.call_id.hex}",
             model=running.wanted.model,
             created=int(time.time()),
-            message=message,
-            finish_reason=finish_reason,
+            deltas=self._deltas,
             usage=running.usage,
         )
         await self._json(200, _hit_headers(running), body)
@@ -258,15 +256,19 @@ class Exchange:
 
 
 async def _chunks(running: Completion, *, includes_usage: bool) -> AsyncGenerator[dict[str, Any]]:
-    """The stream's events: the finishing one waits for the final usage, which it carries."""
+    """The stream's events: the finishing one of each answer waits for the usage up to it, which it carries."""
     about: dict[str, Any] = {
         "call_id": f"cmpl-{running.wanted.call_id.hex}",
         "model": running.wanted.model,
         "created": int(time.time()),
     }
-    last = ChatDelta(finish_reason="stop")
+    last, usage = ChatDelta(finish_reason="stop"), running.usage
     async with aclosing(running.deltas()) as deltas:
         async for delta in deltas:
+            if delta.choice != last.choice:
+                yield kimi.chunk_out(**about, delta=last, usage=usage)
+                last = ChatDelta(finish_reason="stop", choice=delta.choice)
+            usage = running.usage
             if delta.finish_reason is not None:
                 last = delta
             elif delta.content is not None or delta.role is not None or delta.tool_calls is not None:

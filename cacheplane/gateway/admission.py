@@ -36,7 +36,8 @@ SLOT_LEASE_SECONDS = settings.CALL_TIMEOUT_SECONDS + 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a call may use at most. `prefix` is the active object that it matched, if any. Counts are tokens."""
+    """What a call may use at most. `prefix` is the active object that it matched, if any. Counts are tokens;
+    `max_tokens` is that of all its answers together."""
 
     call_id: uuid.UUID
     model: str

@@ -71,7 +71,7 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
         model=meant.serving.model,
         family=meant.serving.family,
         prompt_tokens=prompt_tokens,
-        max_tokens=meant.request.max_tokens,
+        max_tokens=meant.request.n * meant.request.max_tokens,
         prefix=meant.prefix,
         request_id=call.request_id,
     )

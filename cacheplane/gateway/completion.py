@@ -1,7 +1,7 @@
 """A running call: slot, verify, restore, chat, settle.
 
     start      a slot, the verified KV state in it, the first counted step of the answer
-    deltas     the answer, step by step
+    deltas     the answer, step by step; several answers one after another, from the prompt that the slot holds
     finish     the slot, the unused money and the limits go back; what was produced is charged
 
 Whatever is wrong with the cache makes a normal prefill of it, never an error.
@@ -13,6 +13,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import ParamSpec
 
@@ -113,7 +114,7 @@ class Completion:
         return cached_tokens > 0 and cached_tokens >= prefix.kv_tokens - TOKENS_LOST_AT_END_MAX
 
     async def deltas(self) -> AsyncGenerator[ChatDelta]:
-        """All steps of the answer, the first included."""
+        """All steps of all answers, the first included."""
         assert self._stream is not None
         for delta in self._opening:
             yield delta
@@ -121,11 +122,28 @@ class Completion:
             async for delta in self._stream:
                 self._count(delta)
                 yield delta
+            for choice in range(1, self.request.n):
+                async with aclosing(self._next_answer(choice)) as steps:
+                    async for delta in steps:
+                        yield delta
         except EngineError:
             # The answer is not whole, and not by the caller's doing: nothing of it is charged.
             self._engine_failed = True
             raise
         self._succeeded = True
+
+    async def _next_answer(self, choice: int) -> AsyncGenerator[ChatDelta]:
+        """Another answer to the same prompt, which is in the slot by now: it is neither counted nor charged again."""
+        assert self.usage is not None and self._lease is not None
+        seed = self.request.seed
+        request = msgspec.structs.replace(self.request, seed=seed + choice if seed is not None else None)
+        before = self.usage
+        self._stream = self._adapter.chat(request, slot=self._lease.index, reuse_tokens=True)
+        async for delta in self._stream:
+            if delta.usage is not None:
+                produced = before.completion_tokens + delta.usage.completion_tokens
+                self.usage = msgspec.structs.replace(before, completion_tokens=produced)
+            yield msgspec.structs.replace(delta, choice=choice)
 
     def _count(self, delta: ChatDelta) -> None:
         if delta.usage is None:

@@ -155,7 +155,7 @@ def test_chinese_comes_and_goes_as_utf_8(caller):
         ({"max_tokens": -1}, "max_tokens: "),
         ({"max_tokens": 1.5}, "max_tokens: "),
         ({"n": 6}, "n: "),
-        ({"n": 2}, "n: "),
+        ({"n": -1}, "n: "),
         ({"stop": ["a"] * 6}, "stop"),
         ({"stop": "x" * 33}, "stop[0]: "),
         ({"seed": "seven"}, "seed: "),

@@ -20,20 +20,22 @@ def usage_out(usage: Usage) -> dict[str, Any]:
 
 
 def completion_out(
-    *,
-    call_id: str,
-    model: str,
-    created: int,
-    message: dict[str, Any],
-    finish_reason: str | None,
-    usage: Usage,
+    *, call_id: str, model: str, created: int, deltas: Sequence[ChatDelta], usage: Usage
 ) -> dict[str, Any]:
+    """The whole answer, of the steps that it came in."""
+    steps: dict[int, list[ChatDelta]] = {}
+    for delta in deltas:
+        steps.setdefault(delta.choice, []).append(delta)
+    choices = []
+    for index, of_choice in steps.items():
+        message, finish_reason = message_out(of_choice)
+        choices.append({"index": index, "message": message, "finish_reason": finish_reason})
     return {
         "id": call_id,
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "choices": choices,
         "usage": usage_out(usage),
     }
 
@@ -49,27 +51,41 @@ def message_out(deltas: Sequence[ChatDelta]) -> tuple[dict[str, Any], str | None
                 call.get("index", 0),
                 {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
             )
-            known["id"] = call.get("id") or known["id"]
             for field in ("name", "arguments"):
                 known["function"][field] += call.get("function", {}).get(field) or ""
+    for index, call in calls.items():
+        call["id"] = tool_call_id(call["function"]["name"], index)
     if calls:
         message["tool_calls"] = [call for _index, call in sorted(calls.items())]
     reasons = [delta.finish_reason for delta in deltas if delta.finish_reason]
     return message, reasons[-1] if reasons else None
 
 
+def tool_call_id(name: str, index: int) -> str:
+    """The dialect's id of a tool call; engines have others, which nobody is told."""
+    return f"{name}:{index}"
+
+
+def tool_call_out(call: dict[str, Any]) -> dict[str, Any]:
+    """A piece of a tool call; the one that names the function opens it and bears the id."""
+    name = call.get("function", {}).get("name")
+    if not name:
+        return {key: value for key, value in call.items() if key != "id"}
+    return call | {"id": tool_call_id(name, call.get("index", 0))}
+
+
 def chunk_out(
     *, call_id: str, model: str, created: int, delta: ChatDelta, usage: Usage | None
 ) -> dict[str, Any]:
-    """One `chat.completion.chunk`; with `usage` it is the last, which carries the usage in its choice."""
+    """One `chat.completion.chunk`; with `usage` it ends an answer, and the usage up to then is in its choice."""
     content: dict[str, Any] = {}
     if delta.role is not None:
         content["role"] = delta.role
     if delta.content is not None:
         content["content"] = delta.content
     if delta.tool_calls is not None:
-        content["tool_calls"] = delta.tool_calls
-    choice: dict[str, Any] = {"index": 0, "delta": content, "finish_reason": delta.finish_reason}
+        content["tool_calls"] = [tool_call_out(call) for call in delta.tool_calls]
+    choice: dict[str, Any] = {"index": delta.choice, "delta": content, "finish_reason": delta.finish_reason}
     if usage is not None:
         choice["usage"] = usage_out(usage)
     return {

@@ -15,7 +15,7 @@ from cacheplane.api.schemas.messages import (
     TOOLS_MAX,
     ChatMessage,
     ToolDeclaration,
-    as_messages,
+    as_call_messages,
     as_tools,
     messages_from,
 )
@@ -85,11 +85,18 @@ def parse_chat(body: bytes, *, header_reference: CacheReference | None) -> Parse
             )
     messages = messages_from(rest, offset=offset)
     tools = raw.tools if raw.tools is not msgspec.UNSET else None
-    if raw.n is not None and raw.n > 1:
-        raise refuse("n", raw.n, "1: several choices are not served")
+    response_format = msgspec.to_builtins(raw.response_format) if raw.response_format else None
+    if (
+        messages
+        and messages[-1].partial
+        and raw.response_format
+        and raw.response_format.type == "json_object"
+    ):
+        taken = "text beside a partial message: an answer that goes on from a text is no JSON by itself"
+        raise refuse("response_format.type", "json_object", taken)
     request = ChatRequest(
         model=raw.model,
-        messages=as_messages(messages, offset=offset),
+        messages=as_call_messages(messages, offset=offset),
         tools=as_tools(tools, messages),
         max_tokens=raw.max_tokens or MAX_TOKENS_DEFAULT,
         temperature=raw.temperature or 0.0,
@@ -98,7 +105,8 @@ def parse_chat(body: bytes, *, header_reference: CacheReference | None) -> Parse
         frequency_penalty=raw.frequency_penalty or None,
         stop=_stops(raw.stop),
         seed=raw.seed or None,
-        response_format=msgspec.to_builtins(raw.response_format) if raw.response_format else None,
+        n=raw.n or 1,
+        response_format=response_format,
         tool_choice=raw.tool_choice if tools or (reference and reference.is_message) else None,
     )
     options = raw.stream_options

@@ -70,7 +70,9 @@ def as_messages(messages: Sequence[ChatMessage], *, offset: int = 0) -> list[Mes
     for index, message in enumerate(messages, start=offset):
         path = f"messages[{index}]"
         if message.partial:
-            raise refuse(f"{path}.partial", message.partial, "nothing here: partial mode is not served")
+            raise refuse(
+                f"{path}.partial", message.partial, "true only on a call's last message, an assistant's"
+            )
         if message.content is None and not (message.role == "assistant" and message.tool_calls):
             raise refuse(f"{path}.content", None, "text; only an assistant's tool calls go without")
         if message.tool_calls is not None and message.role != "assistant":
@@ -87,6 +89,21 @@ def as_messages(messages: Sequence[ChatMessage], *, offset: int = 0) -> list[Mes
     if open_calls:
         raise refuse("messages", sorted(open_calls)[0], "a tool message that answers each tool call")
     return [msgspec.to_builtins(msgspec.structs.replace(message, partial=None)) for message in messages]
+
+
+def as_call_messages(messages: Sequence[ChatMessage], *, offset: int = 0) -> list[Message]:
+    """As `as_messages`; the last may be an assistant's with `partial`, from which the answer goes on."""
+    if not messages or not messages[-1].partial:
+        return as_messages(messages, offset=offset)
+    last, path = messages[-1], f"messages[{offset + len(messages) - 1}]"
+    if last.role != "assistant":
+        raise refuse(f"{path}.partial", last.role, "role assistant beside it")
+    if last.tool_calls or last.content is None:
+        raise refuse(f"{path}.content", None, "the text that the answer goes on from, and no tool calls")
+    closed = msgspec.structs.replace(last, partial=None)
+    found = as_messages([*messages[:-1], closed], offset=offset)
+    found[-1]["partial"] = True
+    return found
 
 
 def _check_arguments(arguments: str, *, path: str) -> None:
