@@ -129,6 +129,8 @@ CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", default="filesystem://")
 # --- Engine --------------------------------------------------------------------------------------------------
 ENGINE_URL = env.str("ENGINE_URL", default="http://127.0.0.1:8090")
 ENGINE_API_KEY = env.str("ENGINE_API_KEY", default="")
+ENGINE_API_KEYS = env.dict("ENGINE_API_KEYS", default={})
+"""Keys of engines by their names, `one=KEY,other=KEY`; those that are not named take ENGINE_API_KEY."""
 ENGINE_KV_DIR = Path(env.str("ENGINE_KV_DIR", default=str(DATA_DIR / "kv")))
 SLOT_WAIT_SECONDS = env.float("SLOT_WAIT_SECONDS", default=10.0)
 """How long a call waits for a free slot before it is told that the engine is overloaded."""

@@ -165,7 +165,7 @@ class Exchange:
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": call.request.model,
+            "model": found.model,
             "choices": [],
             "usage": kimi.usage_out(Usage(prompt_tokens=prompt, completion_tokens=0, cached_tokens=cached)),
             "estimate": {

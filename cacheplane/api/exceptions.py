@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions as drf
 from rest_framework.response import Response
 
-from billing.errors import BillingError, InsufficientFunds
+from billing.errors import BillingError, InsufficientFunds, NoPrice
 from cacheplane import errors
 
 log = structlog.get_logger(__name__)
@@ -60,6 +60,11 @@ def render(error: Exception, *, request_id: str, account_label: str = "") -> Ren
     if isinstance(error, (OperationalError, InterfaceError)):
         log.error("database_unavailable", reason=type(error).__name__)
         error = errors.ServiceUnavailable("The database cannot be reached, please try again later")
+    if isinstance(error, RecursionError):
+        error = errors.InvalidRequest("Invalid request: the body is nested too deeply")
+    if isinstance(error, NoPrice):
+        log.error("no_price", reason=str(error))
+        error = errors.ServiceUnavailable(f"{error} An operator can announce one.")
     for kind, status, name in TABLE:
         if isinstance(error, kind):
             headers = {}

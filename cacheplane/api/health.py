@@ -6,7 +6,6 @@ from django.db import DatabaseError, connection
 from django.http import HttpRequest, JsonResponse
 
 from cacheplane.engines import http, registry
-from cacheplane.engines.models import Engine
 
 ENGINE_TIMEOUT_SECONDS = 3.0
 
@@ -35,7 +34,7 @@ def _database_answers() -> bool:
 
 
 def _engine_answers() -> bool:
-    engine = Engine.objects.filter(is_draining=False).order_by("id").first()
-    if engine is None:
-        return False
-    return http.call(registry.adapter_of(engine).is_healthy(), timeout_seconds=ENGINE_TIMEOUT_SECONDS)
+    return any(
+        http.call(registry.adapter_of(engine).is_healthy(), timeout_seconds=ENGINE_TIMEOUT_SECONDS)
+        for engine in registry.engines_in_service()
+    )

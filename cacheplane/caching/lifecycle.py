@@ -8,7 +8,7 @@ organization never see it run backwards.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -96,9 +96,10 @@ def hold_creation(
 # --- Precompute: claim, renew, activate, fail ------------------------------------------------------------------
 
 
-def claim_next(*, owner: str) -> Claim | None:
-    """Take the oldest pending object that nobody is computing; None when there is none."""
+def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim | None:
+    """Take the oldest pending object, of these model families if they are said, that nobody is computing."""
     at = clock.now()
+    asked = Q() if families is None else Q(model__in=families)
     free = Q(lease_until__isnull=True) | Q(lease_until__lt=at)
     ripe = Q(retry_at__isnull=True) | Q(retry_at__lte=at)
     with transaction.atomic():
@@ -106,7 +107,12 @@ def claim_next(*, owner: str) -> Claim | None:
             # Not the full lock: a tag that is being bound to an object must not hide it.
             CacheObject.objects.select_for_update(skip_locked=True, no_key=True, of=("self",))
             .filter(
-                free, ripe, status=PENDING, expired_at__gt=at, attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX
+                free,
+                ripe,
+                asked,
+                status=PENDING,
+                expired_at__gt=at,
+                attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX,
             )
             .order_by("created_at")
             .only("id", "organization_id", "fence", "attempts")

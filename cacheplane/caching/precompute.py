@@ -48,11 +48,19 @@ def new_owner() -> str:
 
 
 def drain() -> int:
-    """Compute what is pending until nothing is, or until the lane is somebody else's; how many became active."""
+    """Compute what is pending, engine by engine, until nothing is; how many became active.
+
+    An engine whose lane is somebody else's is passed over: a drain that found it free works there, and this one
+    goes on with the next.
+    """
     owner = new_owner()
+    return sum(_drain(engine, owner=owner) for engine in registry.engines_in_service())
+
+
+def _drain(engine: Engine, *, owner: str) -> int:
     done = 0
-    while CacheObject.objects.filter(status=PENDING).exists():
-        engine = registry.engine_for("")
+    families = registry.families_of(engine)
+    while CacheObject.objects.filter(status=PENDING, model__in=families).exists():
         lease = slots.lease_for_prefill(
             engine_id=engine.id, owner=owner, seconds=settings.PRECOMPUTE_LEASE_SECONDS
         )
@@ -60,7 +68,9 @@ def drain() -> int:
             return done
         worked = 0
         try:
-            while _may_go_on(engine, lease) and (claim := lifecycle.claim_next(owner=owner)):
+            while _may_go_on(engine, lease) and (
+                claim := lifecycle.claim_next(owner=owner, families=families)
+            ):
                 worked += 1
                 done += run(claim, engine=engine, lease=lease)
         finally:

@@ -1,4 +1,4 @@
-"""The operators' view of engines. They change the drain flag and the served names; a probe says the rest."""
+"""The operators' view of engines. They change the drain flag, families and the served names; a probe says the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unfold.decorators import action, display
 from cacheplane.access import audit
 from cacheplane.access.admin import AuditedAdmin, AuditedForm, ReadOnlyAdmin
 from cacheplane.access.admin_actions import ReasonForm, act_on_form, operator_of
-from cacheplane.engines.models import Engine, EngineSlot, ServedModel
+from cacheplane.engines.models import Engine, EngineSlot, ModelFamily, ServedModel
 from cacheplane.errors import Conflict
 
 
@@ -162,12 +162,31 @@ class EngineSlotAdmin(ReadOnlyAdmin):
         return obj.resident_organization or "nobody"
 
 
+@admin.register(ModelFamily)
+class ModelFamilyAdmin(AuditedAdmin):
+    list_display = ["name", "engine", "names"]
+    list_filter = ["engine"]
+    list_select_related = ["engine"]
+    search_fields = ["name"]
+    fields = ["name", "engine", "reason"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ModelFamily]:
+        return super().get_queryset(request).annotate(names_count=Count("served_models"))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ModelFamily | None = None) -> list[str]:
+        return ["name"] if obj else []
+
+    @display(description="names", ordering="names_count")
+    def names(self, obj: Any) -> int:
+        return int(obj.names_count)
+
+
 class ServedModelForm(AuditedForm):
-    def clean_window_tokens(self) -> int:
+    def clean_window_tokens(self) -> int | None:
         """A name whose window no engine has would be taken and then refused by the engine, call by call."""
-        wanted: int = self.cleaned_data["window_tokens"]
+        wanted: int | None = self.cleaned_data["window_tokens"]
         largest = Engine.objects.aggregate(largest=Max("window_tokens"))["largest"]
-        if largest is not None and wanted > largest:
+        if wanted is not None and largest is not None and wanted > largest:
             raise forms.ValidationError(f"The largest window of an engine is {largest} tokens.")
         return wanted
 
@@ -177,7 +196,7 @@ class ServedModelAdmin(AuditedAdmin):
     form = ServedModelForm
     list_display = ["name", "family", "window", "owned_by", "created_at"]
     list_filter = ["family"]
-    search_fields = ["name", "family"]
+    search_fields = ["name", "family__name"]
     fields = ["name", "family", "window_tokens", "owned_by", "reason"]
     actions_detail = ["withdraw"]
 
@@ -186,7 +205,7 @@ class ServedModelAdmin(AuditedAdmin):
 
     @display(description="window, tokens", ordering="window_tokens")
     def window(self, obj: ServedModel) -> str:
-        return f"{obj.window_tokens:,}"
+        return "as the call needs" if obj.window_tokens is None else f"{obj.window_tokens:,}"
 
     @action(description="Withdraw", permissions=["operate"], icon="delete")
     def withdraw(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -215,6 +234,6 @@ def withdraw(model: ServedModel, *, reason: str, operator: str) -> None:
             action="served_model.withdraw",
             subject=model.name,
             reason=audit.required_reason(reason),
-            detail={"family": model.family, "window_tokens": model.window_tokens},
+            detail={"family": model.family_id, "window_tokens": model.window_tokens},
         )
         model.delete()

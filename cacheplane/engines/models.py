@@ -47,12 +47,39 @@ class EngineSlot(models.Model):
         return f"{self.engine_id}/{self.index}"
 
 
+class ModelFamily(models.Model):
+    """Model names that share cache objects, because one engine with one model computes for all of them."""
+
+    name = models.CharField(max_length=64, primary_key=True)
+    engine = models.ForeignKey(
+        Engine,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="families",
+        help_text="Without one, calls of this family are told that none serves it.",
+    )
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name_plural = "model families"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class ServedModel(models.Model):
     """A model name that callers may ask for. Names of one family share cache objects and differ in their window."""
 
     name = models.CharField(max_length=64, primary_key=True)
-    family = models.CharField(max_length=64, db_index=True)
-    window_tokens = models.PositiveIntegerField()
+    family = models.ForeignKey(
+        ModelFamily, on_delete=models.PROTECT, db_column="family", related_name="served_models"
+    )
+    window_tokens = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Without one, the name stands for its family's smallest window that a call fits.",
+    )
     owned_by = models.CharField(max_length=64, default="cacheplane")
     created_at = models.DateTimeField(default=timezone.now)
 

@@ -38,6 +38,7 @@ class Call:
 class DryRun:
     """What a call would count and cost, with the cache and without it. Amounts are exact."""
 
+    model: str
     prefix: Prefix
     prompt_tokens: int
     price: Decimal
@@ -65,10 +66,10 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
         meant = await database.run(_meant, caller, call)
     adapter = registry.adapter_of(meant.serving.engine)
     prompt_tokens = await _prompt_tokens(adapter, meant)
-    _check_window(meant, prompt_tokens=prompt_tokens)
+    serving = _fitting(meant, prompt_tokens=prompt_tokens)
     wanted = Wanted(
         call_id=uuid.uuid4(),
-        model=meant.serving.model,
+        model=serving.model,
         family=meant.serving.family,
         prompt_tokens=prompt_tokens,
         max_tokens=meant.request.n * meant.request.max_tokens,
@@ -107,11 +108,12 @@ async def dry_run(caller: Caller, call: Call) -> DryRun:
             f"{word_for(ACTIVE)}"
         )
     prompt_tokens = await _prompt_tokens(registry.adapter_of(meant.serving.engine), meant)
-    _check_window(meant, prompt_tokens=prompt_tokens)
+    serving = _fitting(meant, prompt_tokens=prompt_tokens)
     price, price_uncached, currency = await database.run(
-        admission.prices, caller, meant.serving, prefix=meant.prefix, prompt_tokens=prompt_tokens
+        admission.prices, caller, serving, prefix=meant.prefix, prompt_tokens=prompt_tokens
     )
     return DryRun(
+        model=serving.model,
         prefix=meant.prefix,
         prompt_tokens=prompt_tokens,
         price=price,
@@ -185,13 +187,17 @@ async def _prompt_tokens(adapter: EngineAdapter, meant: _Meant) -> int:
     return meant.prefix.tokens + await adapter.count_tokens(rest, None)
 
 
-def _check_window(meant: _Meant, *, prompt_tokens: int) -> None:
-    window = min(meant.serving.window_tokens, meant.serving.engine.window_tokens)
-    if prompt_tokens + meant.request.max_tokens > window:
+def _fitting(meant: _Meant, *, prompt_tokens: int) -> Serving:
+    """The model that the call is answered and billed as. Raises ContextWindowExceeded."""
+    tokens = prompt_tokens + meant.request.max_tokens
+    serving = meant.serving.fitting(tokens)
+    window = min(serving.window_tokens, serving.engine.window_tokens)
+    if tokens > window:
         raise ContextWindowExceeded(
             f"Your request exceeded model token limit : {window} ({prompt_tokens} prompt tokens and "
             f"max_tokens {meant.request.max_tokens})"
         )
+    return serving
 
 
 async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int) -> Admitted:

@@ -20,7 +20,7 @@ from cacheplane.access.organizations import NewOrganization
 from cacheplane.caching import idempotency, lifecycle, reminders, tags
 from cacheplane.caching.idempotency import Once
 from cacheplane.caching.models import CacheObject
-from cacheplane.engines.models import Engine, EngineSlot, ServedModel
+from cacheplane.engines.models import Engine, EngineSlot, ModelFamily, ServedModel
 from cacheplane.events import endpoints
 from cacheplane.events.models import EVENT_TYPES, DeliveryAttempt
 from cacheplane.kv.store import SavedKV
@@ -138,8 +138,9 @@ def _make(name: str) -> PayingOrganization:
     )
     for index in range(2):
         EngineSlot.objects.get_or_create(engine=engine, index=index)
+    ModelFamily.objects.update_or_create(name=FAMILY, defaults={"engine": engine})
     ServedModel.objects.get_or_create(
-        name=f"{FAMILY}-8k", defaults={"family": FAMILY, "window_tokens": 8_192}
+        name=f"{FAMILY}-8k", defaults={"family_id": FAMILY, "window_tokens": 8_192}
     )
     new = organizations.create(name=name, tier_slug="tier5", operator="test")
     for purse in ("cash", "voucher"):

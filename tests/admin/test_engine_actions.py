@@ -96,3 +96,32 @@ def test_a_name_with_a_wider_window_than_any_engine_is_refused_in_the_form(
     )
     assert "window_tokens" in answer.context["adminform"].form.errors
     assert not ServedModel.objects.filter(name="m").exists()
+
+
+def test_a_family_is_put_on_an_engine_and_taken_off_with_a_reason(operator: Client, organization: Any):
+    add = reverse("admin:engines_modelfamily_add")
+    assert operator.post(add, {"name": "aurora", "reason": "asked for"}).status_code == 302
+    with pytest.raises(EngineOverloaded, match="No engine serves the model family aurora"):
+        registry.engine_for("aurora")
+    change = reverse("admin:engines_modelfamily_change", args=["aurora"])
+    assert (
+        operator.post(change, {"engine": str(organization.engine.pk), "reason": "it has room"}).status_code
+        == 302
+    )
+    assert registry.engine_for("aurora") == organization.engine
+    entries = AuditEntry.objects.filter(subject="aurora").order_by("id")
+    assert [(entry.action, entry.reason) for entry in entries] == [
+        ("modelfamily.add", "asked for"),
+        ("modelfamily.change", "it has room"),
+    ]
+
+
+def test_a_name_without_a_window_picks_one_of_its_family(operator: Client, organization: Any):
+    fields = {"family": "moonshot-v1", "window_tokens": "", "owned_by": "us", "reason": "asked for"}
+    add = reverse("admin:engines_servedmodel_add")
+    assert operator.post(add, {"name": "moonshot-v1-any", **fields}).status_code == 302
+    serving = registry.serving("moonshot-v1-any")
+    assert serving.fitting(8_192).model == "moonshot-v1-8k"
+    assert serving.fitting(8_193).model == "moonshot-v1-32k"
+    assert serving.fitting(10**9).model == "moonshot-v1-128k"
+    assert registry.serving("moonshot-v1-8k").fitting(10**9).model == "moonshot-v1-8k"

@@ -59,7 +59,7 @@ def no_precompute(instance_database: None) -> Callable[[], AbstractContextManage
     def taken() -> Iterator[None]:
         from cacheplane.engines import registry, slots
 
-        owner, engine_id = f"test:{uuid.uuid4().hex[:8]}", registry.engine_for("").id
+        owner, engine_id = f"test:{uuid.uuid4().hex[:8]}", registry.engine_for("moonshot-v1").id
         lease = wait_for(
             lambda: slots.lease_for_prefill(engine_id=engine_id, owner=owner, seconds=60),
             seconds=60,

@@ -15,7 +15,7 @@ def test_the_models_are_listed_as_the_contract_says(bystander):
     assert answer.status == 200
     assert answer.json["object"] == "list"
     models = {model["id"]: model for model in answer.json["data"]}
-    assert set(models) == {"moonshot-v1-8k", "moonshot-v1-32k", "moonshot-v1-128k"}
+    assert set(models) == {"moonshot-v1-8k", "moonshot-v1-32k", "moonshot-v1-128k", "moonshot-v1-auto"}
     for model in models.values():
         assert set(model) == {"id", "object", "created", "owned_by", "permission", "root", "parent"}
         assert model["object"] == "model"

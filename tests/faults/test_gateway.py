@@ -83,7 +83,7 @@ def test_a_killed_web_process_costs_its_callers_nothing(
 def fingerprint() -> str:
     from cacheplane.engines import registry
 
-    return registry.engine_for("").fingerprint
+    return registry.engine_for("moonshot-v1").fingerprint
 
 
 def wait_until_registered(since: object) -> None:
@@ -112,7 +112,7 @@ def test_a_killed_engine_fails_its_calls_cleanly_and_free_of_charge(
     kept = caller.active("The engine may die, this stays.")["id"]
     harm.require_hit(caller, kept)
     paid, world = harm.paid_for_calls(caller), fingerprint()
-    since = registry.engine_for("").registered_at
+    since = registry.engine_for("moonshot-v1").registered_at
     whole: list[Answer] = []
     waiting = threading.Thread(
         target=lambda: whole.append(
@@ -144,7 +144,7 @@ def test_a_killed_engine_fails_its_calls_cleanly_and_free_of_charge(
 def test_an_engine_killed_in_the_middle_of_a_prefill(instance: Instance, caller: Client) -> None:
     from cacheplane.engines import registry
 
-    since = registry.engine_for("").registered_at
+    since = registry.engine_for("moonshot-v1").registered_at
     kept = caller.active("This one was there before.")["id"]
     cache_id = harm.created(caller, harm.long_text("Interrupted"))
     harm.wait_until_computing(cache_id)

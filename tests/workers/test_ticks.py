@@ -24,7 +24,7 @@ from cacheplane.caching import lifecycle, precompute
 from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, CacheObject, CacheObjectEvent, new_cache_id
 from cacheplane.celery import app
 from cacheplane.engines import registry, slots
-from cacheplane.engines.models import Engine, EngineSlot
+from cacheplane.engines.models import Engine, EngineSlot, ModelFamily
 from cacheplane.engines.slots import SlotLease
 from cacheplane.errors import EngineError
 from cacheplane.gateway import admission
@@ -130,7 +130,7 @@ def caller() -> Caller:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
-    return Engine.objects.create(
+    made = Engine.objects.create(
         name="test",
         kind="llamacpp",
         url="http://127.0.0.1:9",
@@ -142,6 +142,8 @@ def engine(tmp_path: Path) -> Engine:
         window_tokens=8192,
         persist=True,
     )
+    ModelFamily.objects.filter(name=FAMILY).update(engine=made)
+    return made
 
 
 @pytest.fixture
