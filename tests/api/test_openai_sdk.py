@@ -144,3 +144,21 @@ def test_its_retries_of_one_failure_are_three_requests_and_cost_nothing(new_call
     assert told.value.request.headers["x-stainless-retry-count"] == "2"
     RateState.objects.filter(organization_id=caller.organization).update(in_flight=0)
     assert books.purse(caller) == (1000, 0)
+
+
+def test_several_choices_and_a_partial_message(caller, sdk):
+    client = sdk(caller)
+    messages = [
+        {"role": "user", "content": "Hello there."},
+        {"role": "assistant", "content": "Well, ", "partial": True},
+    ]
+    asked = {"model": "moonshot-v1-auto", "messages": messages, "n": 2, "max_tokens": 4}
+    answer = client.chat.completions.create(**asked)
+    assert answer.model == "moonshot-v1-8k"
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    texts = ["", ""]
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in answer.choices]
+    assert not any(text.startswith("Well") for text in texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Client, Instance, organization_of, start_instance, using_database_of
+from tests.conftest import Client, Instance, organization_of, start_instance, using_database_of, wait_for
 
 pytestmark = [pytest.mark.own_instance, pytest.mark.xdist_group("two-engines")]
 
 FAMILY, MODEL = "aurora-v1", "aurora-v1-4k"
 QUESTION = {"role": "user", "content": "And now?"}
+MEMO_SECONDS = 6
+"""After that every process has forgotten which engine served a name."""
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +145,37 @@ def test_a_family_that_moves_takes_its_objects_along(caller, instance, second):
     told = instance.manage("register_engine", "--family", FAMILY)
     assert told.returncode == 0, told.stderr
     try:
-        answer = caller.ask(active["id"], model=MODEL)
-        assert answer.status == 200
+        time.sleep(MEMO_SECONDS)
+        before = second.metric("tokens_predicted_total")
+        lost = caller.ask(active["id"], model=MODEL)
+        assert (lost.status, lost.json["usage"]["cached_tokens"]) == (200, 0)
         caller.wait_until(active["id"], "active")
-        assert caller.ask(active["id"], model=MODEL).status == 200
+        hit = caller.ask(active["id"], model=MODEL)
+        assert hit.json["usage"]["cached_tokens"] == active["tokens"]
+        assert second.metric("tokens_predicted_total") == before
     finally:
         back = ("--name", "second", "--url", second.url, "--kv-dir", str(second.kv_dir), "--family", FAMILY)
         assert instance.manage("register_engine", *back).returncode == 0
+        time.sleep(MEMO_SECONDS)
+
+
+def test_an_engine_at_work_holds_up_no_other(caller, instance, django_db_blocker):
+    from cacheplane.engines import registry, slots
+
+    with using_database_of(instance, django_db_blocker):
+        engine_id = registry.engine_for("moonshot-v1").id
+        lease = wait_for(
+            lambda: slots.lease_for_prefill(engine_id=engine_id, owner="test", seconds=60),
+            seconds=30,
+            what="the first engine's lane is free",
+        )
+        try:
+            waiting = caller.create("You wait.").json
+            assert caller.active("You do not wait.", model=FAMILY)["status"] == "active"
+            assert caller.get(waiting["id"]).json["status"] == "pending"
+        finally:
+            slots.release(lease, resident=None, resident_organization=slots.UNKNOWN_ORGANIZATION)
+    caller.wait_until(waiting["id"], "active")
 
 
 def test_a_family_without_an_engine_and_a_model_without_a_price_say_so(caller, instance, django_db_blocker):

@@ -399,3 +399,13 @@ def test_bytes_saved_after_the_lane_was_lost_are_never_kept(engine: Engine, lane
     assert slots.lease_for_prefill(engine_id=engine.id, owner="second", seconds=30) is not None
     with pytest.raises(EngineError):
         precompute.require_lane(lane)
+
+
+def test_an_engine_is_given_the_objects_of_its_families_alone(
+    engine: Engine, new_object: Callable[[], CacheObject]
+) -> None:
+    row = new_object()
+    assert registry.families_of(engine) == [FAMILY]
+    assert lifecycle.claim_next(owner="w", families=["aurora"]) is None
+    claim = lifecycle.claim_next(owner="w", families=registry.families_of(engine))
+    assert claim is not None and claim.cache_id == row.id
