@@ -294,6 +294,9 @@ def translated(told: Failure, *, status: int) -> Exception:
         return EngineRejected(
             "The model's answer is no call of the declared tools, and nothing else was read."
         )
+    if "JSON schema error" in sentence or "failed to parse grammar" in sentence:
+        what = sentence.rpartition("JSON schema error ")[2]
+        return EngineRejected(f"Invalid request: tools: got a schema that the engine cannot take: {what}")
     if status in (429, 503):
         return EngineOverloaded(f"The engine is not ready: {sentence}", retry_after_seconds=1)
     if 400 <= status < 500 or status == 501:
