@@ -13,7 +13,8 @@ from cacheplane.access.callers import Caller
 from cacheplane.caching import cache_objects
 from cacheplane.caching.cache_objects import NewCacheObject
 from cacheplane.engines import registry
-from cacheplane.engines.models import ServedModel
+from cacheplane.engines.models import Engine
+from cacheplane.engines.registry import SizedModel
 
 SECOND = timedelta(seconds=1)
 SECONDS_PER_HOUR, MINUTES_PER_HOUR = 3600, 60
@@ -94,7 +95,7 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
     quote = charging.creation_quote(model=family, tokens=tokens, currency=currency, at=at)
     minutes = rating.minutes_lived(started_at=at, ended_at=ends_at)
     storage = money.multiply(minutes, quote.storage_per_minute)
-    served = list(ServedModel.objects.filter(family=family))
+    served = registry.sized_models(family)
     # A call of no token costs the fee alone.
     call_fee = charging.cached_call_quote(
         model=served[0].name, family=family, currency=currency, prompt_tokens=0, completion_tokens=0, at=at
@@ -111,6 +112,7 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
         call_fee=call_fee,
         models=_on_models(
             served,
+            engine=registry.engine_for(family),
             tokens=tokens,
             currency=currency,
             cost=money.add(quote.fee, storage),
@@ -122,8 +124,9 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
 
 
 def _on_models(
-    served: Sequence[ServedModel],
+    served: Sequence[SizedModel],
     *,
+    engine: Engine,
     tokens: int,
     currency: str,
     cost: Decimal,
@@ -131,7 +134,6 @@ def _on_models(
     lifetime_seconds: int,
     at: datetime,
 ) -> tuple[OnModel, ...]:
-    engine = registry.engine_for(served[0].family)
     found = []
     for model in served:
         price = charging.call_quote(

@@ -187,14 +187,31 @@ def serving(name: str) -> Serving:
 
 def _sizes_of(model: ServedModel) -> tuple[tuple[int, str], ...]:
     """Windows and names of the model's family, the smallest first. Raises NotFound when there is none."""
-    siblings = ServedModel.objects.filter(family_id=model.family_id).values_list("window_tokens", "name")
-    found = tuple(sorted((window, name) for window, name in siblings if window is not None))
+    found = tuple((sized.window_tokens, sized.name) for sized in sized_models(model.family_id))
     if not found:
         raise NotFound(f"Not found the model {model.name[:64]} or Permission denied")
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizedModel:
+    """A model name that has a window of its own."""
+
+    name: str
+    window_tokens: int
+
+
+def sized_models(family: str) -> list[SizedModel]:
+    """The family's names that have a window, the smallest first."""
+    rows = ServedModel.objects.filter(family_id=family).order_by("window_tokens", "name")
+    return [
+        SizedModel(name=name, window_tokens=window_tokens)
+        for name, window_tokens in rows.values_list("name", "window_tokens")
+        if window_tokens is not None
+    ]
+
+
 def require_family(family: str) -> None:
     """Raise InvalidRequest unless `family` is a family, and not one of its models."""
-    if not ServedModel.objects.filter(family=family).exists():
+    if not ServedModel.objects.filter(family_id=family, window_tokens__isnull=False).exists():
         raise InvalidRequest("model family is invalid")

@@ -30,7 +30,10 @@ class CacheReference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cache_reference(first: object, *, has_tools: bool) -> CacheReference:
-    """`cache_id=ID;reset_ttl=S;dry_run=1`, or `tag=NAME;…`, in the first message's content. `has_tools`: the call brings its own."""
+    """`cache_id=ID;reset_ttl=S;dry_run=1`, or `tag=NAME;…`, in the first message's content.
+
+    `has_tools`: the call brings its own.
+    """
     try:
         message = msgspec.convert(first, CacheMessage)
     except msgspec.ValidationError as error:

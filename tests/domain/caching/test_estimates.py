@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from cacheplane.caching import estimates
-from cacheplane.engines.models import Engine, ServedModel
+from cacheplane.engines.models import Engine, ModelFamily, ServedModel
 
 FAMILY = "moonshot-v1"
 JULY, NOVEMBER = datetime(2024, 7, 15, 12, tzinfo=UTC), datetime(2024, 11, 15, 12, tzinfo=UTC)
@@ -18,11 +18,12 @@ JULY, NOVEMBER = datetime(2024, 7, 15, 12, tzinfo=UTC), datetime(2024, 11, 15, 1
 def family(db) -> None:
     ServedModel.objects.all().delete()
     for size in (8, 32, 128):
-        ServedModel.objects.create(name=f"{FAMILY}-{size}k", family=FAMILY, window_tokens=size * 1024)
+        ServedModel.objects.create(name=f"{FAMILY}-{size}k", family_id=FAMILY, window_tokens=size * 1024)
     Engine.objects.all().delete()
-    Engine.objects.create(
+    engine = Engine.objects.create(
         name="default", total_slots=1, window_tokens=131_072, persist=True, url="http://127.0.0.1:1"
     )
+    ModelFamily.objects.filter(name=FAMILY).update(engine=engine)
 
 
 def priced(tokens: int, *, at: datetime, hours: float = 1):
