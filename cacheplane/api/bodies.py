@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +22,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
+DISCARDED_BYTES_MAX = 256 << 20
+DISCARDING_SECONDS_MAX = 20.0
+
 
 class BoundedBodies:
     """Goes around Django, which keeps a whole body before it looks at it: one without an end would fill the disk."""
@@ -35,6 +40,8 @@ class BoundedBodies:
             message = await receive()
             size_bytes += len(message.get("body", b""))
             if size_bytes > settings.REQUEST_BODY_BYTES_MAX:
+                if message.get("more_body"):
+                    await discard_rest(receive)
                 raise too_large()
             return message
 
@@ -52,6 +59,16 @@ async def _refuse(error: PayloadTooLarge, send: Send) -> None:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": rendered.status, "headers": raw})
     await send({"type": "http.response.body", "body": msgspec.json.encode(rendered.body)})
+
+
+async def discard_rest(receive: Receive) -> None:
+    """Take in what is still coming of a body that is refused, and keep none of it, for a while: whoever is still
+    sending when the connection closes sees it broken, and never the reason."""
+    left = DISCARDED_BYTES_MAX
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARDING_SECONDS_MAX):
+            while left > 0 and (message := await receive()).get("more_body"):
+                left -= len(message.get("body", b""))
 
 
 def too_large() -> PayloadTooLarge:

@@ -188,6 +188,8 @@ class Exchange:
             pieces.append(event.get("body", b""))
             size += len(pieces[-1])
             if size > settings.REQUEST_BODY_BYTES_MAX:
+                if event.get("more_body"):
+                    await bodies.discard_rest(self._receive)
                 raise bodies.too_large()
             if not event.get("more_body"):
                 return b"".join(pieces)

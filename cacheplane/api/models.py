@@ -9,7 +9,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from cacheplane.access import rate_limits
 from cacheplane.api import bodies, openapi
+from cacheplane.api.authentication import caller_of
 from cacheplane.api.schemas import kimi
 from cacheplane.engines import http, registry
 from cacheplane.engines.models import ServedModel
@@ -48,10 +50,13 @@ class EstimateTokenCount(APIView):
     )
     def post(self, request: Request) -> Response:
         wanted = bodies.read(request, kimi.CountTokens)
+        messages = kimi.as_messages(wanted.messages)
         serving = registry.serving(wanted.model)
         adapter = registry.adapter_of(serving.engine)
+        # Counting is the engine's work: it is one of the minute's requests, though nobody pays for it.
+        rate_limits.admit_tokens(caller_of(request), tokens=0)
         counted = http.call(
-            adapter.count_tokens(kimi.as_messages(wanted.messages), None),
+            adapter.count_tokens(messages, None),
             timeout_seconds=COUNT_TIMEOUT_SECONDS,
         )
         return Response({"data": {"total_tokens": counted}})

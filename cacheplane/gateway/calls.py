@@ -10,6 +10,7 @@ from decimal import Decimal
 import msgspec
 
 from cacheplane import database
+from cacheplane.access import rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching.cache_objects import check_ttl
 from cacheplane.caching.models import ACTIVE
@@ -96,7 +97,10 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
 
 
 async def dry_run(caller: Caller, call: Call) -> DryRun:
-    """Count and price a call without running it. Raises InvalidRequest when the object is not active."""
+    """Count and price a call without running it; one of the minute's requests, but none of its tokens.
+
+    Raises InvalidRequest when the object is not active, LimitExceeded, EngineError.
+    """
     meant = await database.run(_meant, caller, call)
     if meant.named is None:
         raise InvalidRequest(
@@ -107,6 +111,7 @@ async def dry_run(caller: Caller, call: Call) -> DryRun:
             f"Invalid request: dry_run: the cache object is {word_for(meant.named.status)}, and takes one that is "
             f"{word_for(ACTIVE)}"
         )
+    await database.run(rate_limits.admit_tokens, caller, tokens=0)
     prompt_tokens = await _prompt_tokens(registry.adapter_of(meant.serving.engine), meant)
     serving = _fitting(meant, prompt_tokens=prompt_tokens)
     price, price_uncached, currency = await database.run(

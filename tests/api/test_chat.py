@@ -196,8 +196,9 @@ def test_what_is_no_call_is_refused_and_never_a_crash(bystander, body):
     assert (refused.status, refused.error["type"]) == (400, "invalid_request_error")
 
 
-def test_a_body_that_is_too_large_is_refused(bystander):
-    refused = bystander.chat({"role": "user", "content": "x" * (16 << 20)})
+@pytest.mark.parametrize("megabytes", [16, 48])
+def test_a_body_that_is_too_large_is_refused(bystander, megabytes):
+    refused = bystander.chat({"role": "user", "content": "x" * (megabytes << 20)})
     assert (refused.status, refused.error["type"]) == (413, "invalid_request_error")
 
 

@@ -195,8 +195,9 @@ def test_a_nul_is_refused_with_its_place(bystander, fields, named):
     assert left_behind(bystander) == []
 
 
-def test_a_body_that_is_too_large_is_refused(bystander):
-    body = {"model": "moonshot-v1", "messages": [{"role": "user", "content": "x" * (16 << 20)}]}
+@pytest.mark.parametrize("megabytes", [16, 48])
+def test_a_body_that_is_too_large_is_refused(bystander, megabytes):
+    body = {"model": "moonshot-v1", "messages": [{"role": "user", "content": "x" * (megabytes << 20)}]}
     refused = bystander.request("POST", "/v1/caching", body)
     assert (refused.status, refused.error["type"]) == (413, "invalid_request_error")
     assert left_behind(bystander) == []

@@ -45,6 +45,15 @@ def test_tier0_has_three_requests_a_minute(new_caller):
     assert len(books.counted(caller, "prompt")) == 3
 
 
+def test_counting_tokens_is_a_request_of_the_minute(new_caller):
+    caller = new_caller(tier="tier0")
+    body = {"model": "moonshot-v1-8k", "messages": [HELLO]}
+    path = "/v1/tokenizers/estimate-token-count"
+    assert [caller.request("POST", path, body).status for _ in range(3)] == [200] * 3
+    refused = caller.request("POST", path, body)
+    assert_refused(refused, caller, r"max request: 3, please try again after \d+ seconds")
+
+
 def test_of_many_at_once_no_more_are_admitted_than_the_minute_has(new_caller):
     caller = new_caller(tier="tier0")
     with ThreadPoolExecutor(12) as pool:
