@@ -190,7 +190,7 @@ class CachingEvents(APIView):
         operation_id="list_cache_events",
         summary="A cache object's whole life, also of one that is deleted",
         parameters=[
-            OpenApiParameter("limit", int, description="1 to 100, default 20"),
+            openapi.LIMIT,
             OpenApiParameter("order", str, enum=["asc", "desc"], description="default asc: the oldest first"),
             OpenApiParameter("after", str, description="exclusive cursor: an event's id"),
         ],

@@ -8,6 +8,7 @@ import msgspec
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 
+from cacheplane.api.pagination import LIMIT_DEFAULT, LIMIT_MAX
 from cacheplane.api.schemas import kimi
 
 _REASONS = {
@@ -154,9 +155,14 @@ def list_of(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+LIMIT = OpenApiParameter(
+    "limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
+)
+
+
 def page_parameters(*, cursor: str) -> list[OpenApiParameter]:
     return [
-        OpenApiParameter("limit", int, description="1 to 100, default 20"),
+        LIMIT,
         OpenApiParameter("order", str, enum=["asc", "desc"], description="default desc"),
         OpenApiParameter("after", str, description=f"exclusive cursor: {cursor}"),
         OpenApiParameter("before", str, description=f"exclusive cursor: {cursor}"),

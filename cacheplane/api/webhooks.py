@@ -68,7 +68,7 @@ DELIVERY: dict[str, Any] = {
     },
 }
 PAGING = [
-    OpenApiParameter("limit", int, description="1 to 100, default 20"),
+    openapi.LIMIT,
     OpenApiParameter("order", str, enum=["asc", "desc"]),
     OpenApiParameter("after", str, description="exclusive cursor: an id of the list"),
 ]

@@ -117,13 +117,27 @@ def test_characters_that_are_none_are_refused(bystander, fields, path):
     assert refused_as(bystander, body(fields)).startswith(f"Invalid request: {path}")
 
 
-def test_the_last_of_equal_keys_holds(caller):
-    """JSON does not say which does; readers take the last. Each is checked all the same."""
-    answer = caller.request("POST", CHAT, body(HELLO, '"n":2', '"max_tokens":3', '"n":1'))
-    assert answer.status == 200
-    assert len(answer.json["choices"]) == 1
-    assert answer.json["usage"]["completion_tokens"] == 3
-    assert refused_as(caller, body(HELLO, '"n":9', '"n":1')).startswith("Invalid request: n: ")
+@pytest.mark.parametrize(
+    ("sent", "key"),
+    [
+        (body(HELLO, '"n":2', '"max_tokens":3', '"n":1'), "max_tokens"),
+        (body(HELLO, HELLO), "messages"),
+        (body('"messages":[{"role":"user","content":"a","content":"b"}]'), "content"),
+        (body(HELLO, tool_with('{"type":"object","type":"object"}')), "type"),
+        (body(HELLO, '"unknown":1', '"unkn\\u006fwn":2'), "unknown"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused_by_its_name(bystander, sent, key):
+    assert refused_as(bystander, sent) == (
+        f"Invalid request: {key}: got it more than once, takes each key of an object once"
+    )
+
+
+def test_a_creation_refuses_a_key_that_comes_twice(bystander):
+    sent = b'{"model":"moonshot-v1","ttl":5,"messages":[{"role":"user","content":"x"}],"ttl":600}'
+    answer = bystander.request("POST", "/v1/caching", sent)
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+    assert answer.error["message"].startswith("Invalid request: ttl: got it more than once")
 
 
 @pytest.mark.parametrize(
