@@ -126,7 +126,6 @@ def charge_creation(
         holds.void(account, reference=hold_reference, at=at)
         return done
     parts = holds.open_parts(parts, hold_reference)
-    price = price_book.price_at(meter=Meter.CREATION, model=model, currency=account.currency, at=at)
     event = Event(
         meter=Meter.CREATION.value,
         source_key=source_key,
@@ -137,8 +136,7 @@ def charge_creation(
         api_key_id=api_key_id,
         request_id=request_id,
     )
-    charge = Charge(event=event, price_id=price.price_id, unit_price=price.unit_price)
-    return _settle(account, purses, parts, [charge], at=at)
+    return _settle(account, purses, parts, [_priced(event, currency=account.currency, at=at)], at=at)
 
 
 def charge_call(
@@ -172,30 +170,25 @@ def charge_call(
         keys = [f"{call_id}:{meter.value}" for meter in (Meter.CALL, Meter.PROMPT, Meter.COMPLETION)]
         return _charged(account, source="call", source_keys=keys) or NOTHING
     parts = holds.open_parts(parts, hold_reference)
-    charges = [
-        Charge(event=event, price_id=price.price_id, unit_price=price.unit_price)
-        for event, price in (
-            (
-                event,
-                price_book.price_at(
-                    meter=event.meter, model=event.model, currency=account.currency, at=started_at
-                ),
-            )
-            for event in call_events(
-                call_id=call_id,
-                subject=subject,
-                family=family,
-                model=model,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=cached_tokens,
-                completion_tokens=completion_tokens,
-                started_at=started_at,
-                api_key_id=api_key_id,
-                request_id=request_id,
-            )
-        )
-    ]
+    events = call_events(
+        call_id=call_id,
+        subject=subject,
+        family=family,
+        model=model,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+        completion_tokens=completion_tokens,
+        started_at=started_at,
+        api_key_id=api_key_id,
+        request_id=request_id,
+    )
+    charges = [_priced(event, currency=account.currency, at=started_at) for event in events]
     return _settle(account, purses, parts, charges, at=at)
+
+
+def _priced(event: Event, *, currency: str, at: datetime) -> Charge:
+    price = price_book.price_at(meter=event.meter, model=event.model, currency=currency, at=at)
+    return Charge(event=event, price_id=price.price_id, unit_price=price.unit_price)
 
 
 def call_events(
