@@ -23,7 +23,7 @@ if not is_given:
 
 # Django must be set up before anything that owns a model is imported.
 from starlette.applications import Starlette  # noqa: E402
-from starlette.routing import Mount, Route  # noqa: E402
+from starlette.routing import Route  # noqa: E402
 
 from cacheplane import database  # noqa: E402
 from cacheplane.access import rate_limits  # noqa: E402
@@ -66,10 +66,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await http.aclose()
 
 
-application = Starlette(
-    routes=[
-        Route("/v1/chat/completions", ChatCompletions()),
-        Mount("/", app=BoundedBodies(django_application)),  # type: ignore[arg-type]  # Django's scope is narrower
-    ],
-    lifespan=lifespan,
-)
+application = Starlette(routes=[Route("/v1/chat/completions", ChatCompletions())], lifespan=lifespan)
+# Not a Mount, whose pattern does not take every path: one with a line break in it would be answered by Starlette.
+application.router.default = BoundedBodies(django_application)  # type: ignore[arg-type]  # Django's scope is narrower
+application.router.redirect_slashes = False

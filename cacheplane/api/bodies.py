@@ -22,8 +22,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
-DISCARDED_BYTES_MAX = 256 << 20
-DISCARDING_SECONDS_MAX = 20.0
+DISCARDED_BYTES_MAX = 64 << 20
+DISCARDING_SECONDS_MAX = 10.0
 
 
 class BoundedBodies:

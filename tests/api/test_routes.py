@@ -318,3 +318,11 @@ def test_the_schema_has_a_page_that_needs_no_other_host(instance):
     assert re.findall(r"(?:src|href)=\"(?:https?:)?//", html) == []
     for asset in re.findall(r"(?:src|href)=\"(/[^\"]+)\"", html):
         assert nobody.request("GET", asset).status == 200, asset
+
+
+@pytest.mark.parametrize(
+    "path", ["/a%0Ab", "/v1/caching/a%0Ab", "/v1/webhooks/%0A/test", "/v1/chat%0Acompletions"]
+)
+def test_a_line_break_in_a_path_is_answered_like_any_other_path(bystander, path):
+    answer = bystander.request("POST" if path.endswith("test") else "GET", path)
+    assert (answer.status, answer.error["type"]) == (404, "resource_not_found_error")

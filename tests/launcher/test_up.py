@@ -312,6 +312,8 @@ class TestEnd:
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             text=True,
+            # Whoever runs the tests in the background may ignore it, and what is ignored is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert starting.stdout is not None
         for line in starting.stdout:
