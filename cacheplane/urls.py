@@ -43,6 +43,7 @@ urlpatterns = [
     path("v1/caching/refs/tags/<str:tag>/content", tags.TagContent.as_view()),
     path("v1/caching/refs/tags/<str:tag>/history", tags.TagHistory.as_view()),
     path("v1/models", models.ModelList.as_view()),
+    path("v1/models/<str:name>", models.ModelDetail.as_view()),
     path("v1/tokenizers/estimate-token-count", models.EstimateTokenCount.as_view()),
     path("v1/users/me/balance", users.Balance.as_view()),
 ]

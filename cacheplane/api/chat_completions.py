@@ -77,24 +77,28 @@ class Exchange:
         self.status = STATUS_CALLER_GONE
         self.told: dict[str, Any] = {}
         """What the log says of the call beside its status: counts, never texts."""
-        self._has_begun = self._has_ended = False
+        self._has_read = self._has_begun = self._has_ended = False
 
     async def serve(self) -> None:
         try:
             if self._scope["method"] != "POST":
                 await self._json(405, {"Allow": "POST"}, _wrong_method(self._scope["method"]))
                 return
+            headers = _headers(self._scope)
+            # Before the body: whoever has no key is not listened to at length.
+            self.caller = await _authenticated(headers)
             body = await self._body()
-            await self._until_gone(self._answer(body))
+            await self._until_gone(self._answer(body, headers))
         except CallerGone:
             self.status = STATUS_CALLER_GONE
         # The edge: whatever it is, the caller gets the envelope or a stream without its end.
         except Exception as error:  # noqa: BLE001
+            if not self._has_read:
+                await bodies.discard_rest(self._receive)
             await self._fail(error)
 
-    async def _answer(self, body: bytes) -> None:
-        headers = _headers(self._scope)
-        self.caller = await _authenticated(headers)
+    async def _answer(self, body: bytes, headers: dict[str, str]) -> None:
+        assert self.caller is not None
         parsed = kimi.parse_chat(
             body,
             header_reference=kimi.header_reference(
@@ -188,10 +192,10 @@ class Exchange:
             pieces.append(event.get("body", b""))
             size += len(pieces[-1])
             if size > settings.REQUEST_BODY_BYTES_MAX:
-                if event.get("more_body"):
-                    await bodies.discard_rest(self._receive)
+                self._has_read = not event.get("more_body")
                 raise bodies.too_large()
             if not event.get("more_body"):
+                self._has_read = True
                 return b"".join(pieces)
 
     async def _until_gone(self, answering: Any) -> None:

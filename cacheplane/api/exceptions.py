@@ -74,8 +74,9 @@ def render(error: Exception, *, request_id: str, account_label: str = "") -> Ren
             if status in RETRY_STATUSES:
                 wait = getattr(error, "retry_after_seconds", None)
                 headers["Retry-After"] = str(wait or RETRY_AFTER_SECONDS)
-                if isinstance(error, errors.LimitExceeded) and wait is None:
-                    # Alone larger than a whole minute's limit: the SDKs heed this and do not try again.
+                is_too_large_for_any_minute = isinstance(error, errors.LimitExceeded) and wait is None
+                if is_too_large_for_any_minute or isinstance(error, errors.InsufficientBalance):
+                    # No wait helps: the SDKs heed this and do not try again.
                     headers["x-should-retry"] = "false"
             return Rendered(status=status, headers=headers, body=envelope(str(error), name))
     if isinstance(error, (errors.ControlPlaneError, BillingError)):
@@ -99,7 +100,7 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     caller = getattr(request._request, "caller", None)
     request_id = getattr(request, "request_id", "")
     if isinstance(error, drf.MethodNotAllowed):
-        taken = ", ".join(context["view"].allowed_methods)
+        taken = ", ".join(verb for verb in context["view"].allowed_methods if verb != "OPTIONS")
         message = f"Invalid request: method: got {request.method}, takes {taken}"
         return Response(envelope(message, "invalid_request_error"), status=405, headers={"Allow": taken})
     if isinstance(error, (RequestDataTooBig, errors.PayloadTooLarge)):

@@ -41,6 +41,16 @@ class ModelList(APIView):
         return Response({"object": "list", "data": [as_json(model) for model in ServedModel.objects.all()]})
 
 
+class ModelDetail(APIView):
+    @extend_schema(
+        operation_id="get_model",
+        summary="One model by its name",
+        responses=openapi.answers({"type": "object"}, 401, 404),
+    )
+    def get(self, request: Request, name: str) -> Response:
+        return Response(as_json(registry.served_model(name)))
+
+
 class EstimateTokenCount(APIView):
     @extend_schema(
         operation_id="estimate_token_count",

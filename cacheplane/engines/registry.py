@@ -125,7 +125,8 @@ def _in_service(engine: Engine | None, family: str) -> Engine:
 def served_model(name: str) -> ServedModel:
     """The model that a caller named. Raises NotFound with the contract's sentence."""
     try:
-        return ServedModel.objects.select_related("family__engine").get(name=name)
+        # PostgreSQL takes no NUL: a name with one is nobody's.
+        return ServedModel.objects.select_related("family__engine").get(name=name.replace("\0", "\ufffd"))
     except ServedModel.DoesNotExist:
         raise NotFound(f"Not found the model {name[:64]} or Permission denied") from None
 

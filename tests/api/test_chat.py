@@ -9,6 +9,7 @@ import pytest
 
 from tests.api import books
 from tests.api.streams import Call, streamed
+from tests.conftest import Client
 
 HELLO = {"role": "user", "content": "Hello there."}
 CALLED_WRONGLY = {
@@ -200,6 +201,19 @@ def test_what_is_no_call_is_refused_and_never_a_crash(bystander, body):
 def test_a_body_that_is_too_large_is_refused(bystander, megabytes):
     refused = bystander.chat({"role": "user", "content": "x" * (megabytes << 20)})
     assert (refused.status, refused.error["type"]) == (413, "invalid_request_error")
+
+
+def test_who_has_no_key_is_told_so_before_the_body_is_looked_at(instance):
+    nobody = Client(instance.base_url, "sk-wrong")
+    refused = nobody.chat({"role": "user", "content": "x" * (20 << 20)})
+    assert (refused.status, refused.error["type"]) == (401, "invalid_authentication_error")
+
+
+def test_max_tokens_by_the_name_of_today(caller):
+    assert (
+        caller.chat(HELLO, max_tokens=None, max_completion_tokens=3).json["usage"]["completion_tokens"] <= 3
+    )
+    assert caller.chat(HELLO, max_tokens=2, max_completion_tokens=30).json["usage"]["completion_tokens"] <= 2
 
 
 def test_prompt_and_max_tokens_must_fit_the_window(bystander):

@@ -133,6 +133,14 @@ def test_a_key_that_comes_twice_is_refused_by_its_name(bystander, sent, key):
     )
 
 
+@pytest.mark.parametrize("field", ["unknown", "seed", "max_tokens"])
+def test_a_number_of_any_length_breaks_nothing(caller, field):
+    answer = caller.request(
+        "POST", CHAT, body(HELLO, f'"{field}":{"9" * 5_000}').replace(b'"max_tokens":2,', b"")
+    )
+    assert answer.status == (200 if field == "unknown" else 400), answer.body
+
+
 def test_a_creation_refuses_a_key_that_comes_twice(bystander):
     sent = b'{"model":"moonshot-v1","ttl":5,"messages":[{"role":"user","content":"x"}],"ttl":600}'
     answer = bystander.request("POST", "/v1/caching", sent)

@@ -92,6 +92,9 @@ def test_the_other_verbs(cached):
 
 
 def test_the_models(caller, sdk):
+    assert sdk(caller).models.retrieve("moonshot-v1-8k").id == "moonshot-v1-8k"
+    with pytest.raises(openai.NotFoundError):
+        sdk(caller).models.retrieve("moonshot-v9\0")
     assert {model.id for model in sdk(caller).models.list()} >= {"moonshot-v1-8k", "moonshot-v1-128k"}
 
 
@@ -127,10 +130,12 @@ def test_a_refused_field_is_a_bad_request(bystander, sdk):
 
 def test_no_money_is_a_rate_limit_error(new_caller, sdk):
     with pytest.raises(openai.RateLimitError) as told:
-        sdk(new_caller(money="0")).chat.completions.create(
+        # It is told that no wait helps, and so it does not try again.
+        sdk(new_caller(money="0")).with_options(max_retries=2).chat.completions.create(
             model="moonshot-v1-8k", messages=[{"role": "user", "content": "x"}]
         )
     assert told.value.body["type"] == "exceeded_current_quota_error"
+    assert told.value.request.headers["x-stainless-retry-count"] == "0"
 
 
 def test_its_retries_of_one_failure_are_three_requests_and_cost_nothing(new_caller, sdk):

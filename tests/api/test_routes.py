@@ -13,6 +13,7 @@ from tests.conftest import Client
 
 ROUTES = [
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/moonshot-v1-8k"),
     ("POST", "/v1/tokenizers/estimate-token-count"),
     ("GET", "/v1/users/me/balance"),
     ("POST", "/v1/chat/completions"),
@@ -281,8 +282,10 @@ def test_a_supervisor_may_ask_without_a_key(instance):
 
 def _described(path: str) -> str:
     """As the document names it."""
-    return path.replace("cache-00000000000000000000", "{cache_id}").replace(
-        "we-00000000000000000000", "{endpoint_id}"
+    return (
+        path.replace("cache-00000000000000000000", "{cache_id}")
+        .replace("we-00000000000000000000", "{endpoint_id}")
+        .replace("moonshot-v1-8k", "{name}")
     )
 
 

@@ -130,3 +130,15 @@ def test_without_max_tokens_there_are_1024(caller):
     for unset in ({}, {"max_tokens": None}, {"max_tokens": 0}):
         answer = caller.request("POST", "/v1/chat/completions", body | unset)
         assert answer.json["usage"]["completion_tokens"] == 1024
+
+
+def test_a_call_counts_the_same_tokens_with_a_cache_and_without(caller):
+    """However the caller orders the keys of the tools."""
+    parameters = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    cached = caller.active(tools=tools)
+    messages = [*cached["messages"], {"role": "user", "content": "And now?"}]
+    plain = caller.chat(*messages, tools=tools)
+    hit = caller.chat(*messages, tools=tools, headers={"X-Msh-Context-Cache": cached["id"]})
+    assert hit.headers["msh-context-cache-id"] == cached["id"]
+    assert hit.json["usage"]["prompt_tokens"] == plain.json["usage"]["prompt_tokens"]

@@ -38,6 +38,8 @@ class ChatCompletions(msgspec.Struct):
     model: Annotated[str, Meta(max_length=128)]
     messages: Annotated[list[Any], Meta(min_length=1, max_length=MESSAGES_MAX)]
     max_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    """The same by the name that today's SDKs give it; `max_tokens` goes before it."""
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     n: Annotated[int, Meta(ge=0, le=5)] | None = None
@@ -98,7 +100,7 @@ def parse_chat(body: bytes, *, header_reference: CacheReference | None) -> Parse
         model=raw.model,
         messages=as_call_messages(messages, offset=offset),
         tools=as_tools(tools, messages),
-        max_tokens=raw.max_tokens or MAX_TOKENS_DEFAULT,
+        max_tokens=raw.max_tokens or raw.max_completion_tokens or MAX_TOKENS_DEFAULT,
         temperature=raw.temperature or 0.0,
         top_p=raw.top_p or None,
         presence_penalty=raw.presence_penalty or None,

@@ -21,7 +21,7 @@ def decode(body: bytes, into: type[S]) -> S:
         value = msgspec.json.decode(body, type=into)
         # A second reading, of the keys alone: readers differ in which of two equal ones they take, and what a proxy
         # checked would not be what is done here.
-        json.loads(body, object_pairs_hook=_each_key_once)
+        json.loads(body, object_pairs_hook=_each_key_once, parse_int=str, parse_float=str)
         return value
     except msgspec.ValidationError as error:
         raise InvalidRequest(explained(error)) from None

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from cacheplane.api.schemas.decoding import explained, refuse
+from cacheplane.caching.digests import sorted_tools
 from cacheplane.chat import Message, Tool
 from cacheplane.errors import InvalidRequest
 
@@ -98,8 +99,10 @@ def as_call_messages(messages: Sequence[ChatMessage], *, offset: int = 0) -> lis
     last, path = messages[-1], f"messages[{offset + len(messages) - 1}]"
     if last.role != "assistant":
         raise refuse(f"{path}.partial", last.role, "role assistant beside it")
-    if last.tool_calls or last.content is None:
-        raise refuse(f"{path}.content", None, "the text that the answer goes on from, and no tool calls")
+    if last.tool_calls:
+        raise refuse(f"{path}.tool_calls", last.tool_calls[0].id, "none beside partial")
+    if last.content is None:
+        raise refuse(f"{path}.content", None, "the text that the answer goes on from")
     closed = msgspec.structs.replace(last, partial=None)
     found = as_messages([*messages[:-1], closed], offset=offset)
     found[-1]["partial"] = True
@@ -117,7 +120,11 @@ def _check_arguments(arguments: str, *, path: str) -> None:
 
 
 def as_tools(tools: Sequence[ToolDeclaration] | None, messages: Sequence[ChatMessage]) -> list[Tool] | None:
-    """The neutral form; `null` and `[]` are both absent. Raises InvalidRequest for a call of an undeclared tool."""
+    """The neutral form, its keys sorted as a cache object's are: a prompt shows tools as they come, and a call counts
+    the same tokens with a cache and without. `null` and `[]` are both absent.
+
+    Raises InvalidRequest for a call of an undeclared tool.
+    """
     declared = {tool.function.name for tool in tools or ()}
     if tools:
         for index, message in enumerate(messages):
@@ -125,8 +132,5 @@ def as_tools(tools: Sequence[ToolDeclaration] | None, messages: Sequence[ChatMes
                 if call.function.name not in declared:
                     path = f"messages[{index}].tool_calls"
                     raise refuse(path, call.function.name, f"one of the declared tools {sorted(declared)}")
-    return (
-        [{"type": "function", "function": msgspec.to_builtins(tool.function)} for tool in tools]
-        if tools
-        else None
-    )
+    neutral = [{"type": "function", "function": msgspec.to_builtins(tool.function)} for tool in tools or ()]
+    return sorted_tools(neutral or None)
