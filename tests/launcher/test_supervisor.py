@@ -14,6 +14,7 @@ import pytest
 
 from cacheplane.launcher import processes, supervisor
 from cacheplane.launcher.supervisor import Service, ServiceFailed, Stopped, Supervisor
+from tests.conftest import wait_for
 
 from .conftest import RunScript, assert_nothing_left, processes_with
 
@@ -253,7 +254,10 @@ watched.run()
             CACHEPLANE_PARENT_DEATH=way,
         )
         assert script.line() == "running"
-        assert len(processes_with(f"{SLEEP} {tmp_path}")) >= 2
+        # Each is a launcher first, and becomes its command a moment later.
+        wait_for(
+            lambda: len(processes_with(f"{SLEEP} {tmp_path}")) >= 2, seconds=20, what="both run their command"
+        )
         script.end(signal.SIGKILL)
         assert_nothing_left(str(tmp_path))
 
