@@ -40,11 +40,12 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=25)
     given = options.parse_args()
     with instance(preset=given.preset, ready_file=given.ready_file) as found:
-        rows = [
-            _create(found, rounds=given.rounds),
-            _match(found, rounds=given.rounds),
-            _list(found, depth=given.depth, rounds=given.rounds),
-        ]
+        with found.without_worker():
+            rows = [
+                _create(found, rounds=given.rounds),
+                _match(found, rounds=given.rounds),
+                _list(found, depth=given.depth, rounds=given.rounds),
+            ]
     table = Table(title=f"{given.rounds} rounds in turns; medians")
     for heading in ("", "measured", "against", "figure", "goal"):
         table.add_column(heading, justify="right" if heading else "left")

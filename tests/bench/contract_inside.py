@@ -42,9 +42,10 @@ def match(given: dict[str, Any]) -> dict[str, float]:
     caller = _caller_of(row)
     conversation = [*given["messages"], {"role": "user", "content": "And now?"}]
     written = json.dumps(conversation).encode()
+    reference = matching.Reference(cache_id=row.id, is_message=False)
 
     def whole() -> None:
-        assert matching.is_prefix_of(matching.find(caller, row.id), conversation, None)
+        assert matching.is_prefix_of(matching.find(caller, reference), conversation, None)
 
     whole()
     pairs = [

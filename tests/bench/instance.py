@@ -46,6 +46,16 @@ class Instance:
         """The next call on a cache object restores its file, as if its prefix had never been in a slot."""
         self.database.execute("UPDATE engines_engineslot SET resident = NULL")
 
+    @contextmanager
+    def without_worker(self) -> Iterator[None]:
+        """What is created within it stays pending: no prefill takes the cores from what is measured."""
+        worker = psutil.Process(self.pids["worker"])
+        worker.suspend()
+        try:
+            yield
+        finally:
+            worker.resume()
+
     def last_slot(self) -> int:
         """The precompute lane, which calls take last: what a bench does there itself disturbs none of ours."""
         row = self.database.execute("SELECT max(index) FROM engines_engineslot").fetchone()
