@@ -223,6 +223,14 @@ def test_more_callers_than_slots_all_hit(caller, prose):
     assert books.spent(caller)["call"] == 8 * books.CALL
 
 
+def restored_answer(caller, cache_id):
+    """The choices of a call for which no slot is known to hold anything: its state comes from the file."""
+    from cacheplane.engines.models import EngineSlot
+
+    EngineSlot.objects.update(resident=None)
+    return caller.ask(cache_id).json["choices"]
+
+
 def test_many_objects_share_the_slots_without_mixing(caller, prose):
     active = [caller.active(prose(200 + 40 * n)) for n in range(6)]
     with ThreadPoolExecutor(6) as pool:
@@ -230,9 +238,10 @@ def test_many_objects_share_the_slots_without_mixing(caller, prose):
     for n, answer in enumerate(answers):
         assert answer.headers["msh-context-cache-id"] == active[n % 6]["id"]
         assert answer.json["usage"]["cached_tokens"] == active[n % 6]["tokens"]
-    # More objects than slots: each is restored at least once, and the same state gives the same answer.
-    there = [caller.ask(one["id"]).json["choices"] for one in active]
-    and_back = [caller.ask(one["id"]).json["choices"] for one in reversed(active)]
+    # Restored twice, in another order, each gives the same answer. (A slot that still held the question as well would
+    # have it computed in other portions, and might differ in the last bit.)
+    there = [restored_answer(caller, one["id"]) for one in active]
+    and_back = [restored_answer(caller, one["id"]) for one in reversed(active)]
     assert there == and_back[::-1]
     # And it is the answer to its own messages. An engine that computes the same prompt in other portions may differ
     # in the last bit, and now and then in a word: states that were mixed up would leave none alike.
