@@ -35,29 +35,6 @@ class UnitPrice:
     unit_price: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    valid_from: datetime
-    known_until: datetime
-    price: UnitPrice
-
-
-_memo: dict[tuple[str, str, str], _Known] = {}
-
-
-def forget() -> None:
-    """Empty this process's memo. Needed only where committed prices are wiped, which tests alone can do."""
-    _memo.clear()
-
-
-def price_at(*, meter: str, model: str, currency: str, at: datetime) -> UnitPrice:
-    """The price in force at `at`. Raises NoPrice."""
-    known = _memo.get((meter, model, currency))
-    if known is not None and known.valid_from <= at < known.known_until:
-        return known.price
-    return _read(meter, model, currency, at)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownPrice:
     """A price, and the instants between which it is known to hold: from `valid_from` on, before `known_until`."""
@@ -67,12 +44,24 @@ class KnownPrice:
     known_until: datetime
 
 
+_memo: dict[tuple[str, str, str], KnownPrice] = {}
+
+
+def forget() -> None:
+    """Empty this process's memo. Needed only where committed prices are wiped, which tests alone can do."""
+    _memo.clear()
+
+
+def price_at(*, meter: str, model: str, currency: str, at: datetime) -> UnitPrice:
+    """The price in force at `at`. Raises NoPrice."""
+    known = remembered(meter=meter, model=model, currency=currency, at=at)
+    return known.price if known is not None else _read(meter, model, currency, at)
+
+
 def remembered(*, meter: str, model: str, currency: str, at: datetime) -> KnownPrice | None:
     """The price in force at `at` if this process knows it without asking; asks nobody."""
     known = _memo.get((meter, model, currency))
-    if known is None or not known.valid_from <= at < known.known_until:
-        return None
-    return KnownPrice(price=known.price, valid_from=known.valid_from, known_until=known.known_until)
+    return known if known is not None and known.valid_from <= at < known.known_until else None
 
 
 def _read(meter: str, model: str, currency: str, at: datetime) -> UnitPrice:
@@ -92,11 +81,13 @@ def _read(meter: str, model: str, currency: str, at: datetime) -> UnitPrice:
     price_id, per_million, valid_from, valid_to, read_at, is_committed = row
     price = UnitPrice(price_id=price_id, per_million=per_million, unit_price=money.unit_price(per_million))
     if is_committed:
-        _remember((meter, model, currency), _Known(valid_from, valid_to or read_at + NOTICE, price))
+        until = valid_to or read_at + NOTICE
+        known = KnownPrice(price=price, valid_from=valid_from, known_until=until)
+        _remember((meter, model, currency), known)
     return price
 
 
-def _remember(key: tuple[str, str, str], known: _Known) -> None:
+def _remember(key: tuple[str, str, str], known: KnownPrice) -> None:
     if len(_memo) >= MEMO_ITEMS_MAX:
         _memo.clear()
     _memo[key] = known
