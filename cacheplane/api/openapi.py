@@ -160,12 +160,17 @@ LIMIT = OpenApiParameter(
 )
 
 
-def page_parameters(*, cursor: str) -> list[OpenApiParameter]:
+def page_parameters(*, cursor: str, pattern: str = "") -> list[OpenApiParameter]:
+    """`pattern`: what a cursor has to look like; one that does not is refused, not just
+    unknown. An empty one is none."""
+    schema = {"type": "string"} | ({"pattern": pattern} if pattern else {})
     return [
         LIMIT,
         OpenApiParameter("order", str, enum=["asc", "desc"], description="default desc"),
-        OpenApiParameter("after", str, description=f"exclusive cursor: {cursor}"),
-        OpenApiParameter("before", str, description=f"exclusive cursor: {cursor}"),
+        *(
+            OpenApiParameter(name, schema, description=f"exclusive cursor: {cursor}")
+            for name in ("after", "before")
+        ),
     ]
 
 

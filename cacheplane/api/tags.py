@@ -13,9 +13,9 @@ from billing import clock
 from cacheplane.api import bodies, caching, openapi
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.pagination import page_from
-from cacheplane.api.schemas.tags import BindTag, version_cursor
+from cacheplane.api.schemas.tags import VERSION_DIGITS_MAX, BindTag, version_cursor
 from cacheplane.caching import tags
-from cacheplane.caching.models import CacheTag
+from cacheplane.caching.models import TAG_NAME, CacheTag
 from cacheplane.caching.tags import Binding
 
 
@@ -56,7 +56,7 @@ class TagList(APIView):
     @extend_schema(
         operation_id="list_tags",
         summary="List tags by name",
-        parameters=openapi.page_parameters(cursor="a tag's name"),
+        parameters=openapi.page_parameters(cursor="a tag's name", pattern=rf"^({TAG_NAME})?$"),
         responses=openapi.answers(openapi.list_of(openapi.TAG), 400, 401),
     )
     def get(self, request: Request) -> Response:
@@ -102,7 +102,7 @@ class TagHistory(APIView):
     @extend_schema(
         operation_id="get_tag_history",
         summary="What a tag has pointed to, from when to when, by which key; also of one that is deleted",
-        parameters=openapi.page_parameters(cursor="a version"),
+        parameters=openapi.page_parameters(cursor="a version", pattern=rf"^[0-9]{{0,{VERSION_DIGITS_MAX}}}$"),
         responses=openapi.answers(openapi.list_of(openapi.TAG_BINDING), 400, 401, 404),
     )
     def get(self, request: Request, tag: str) -> Response:
