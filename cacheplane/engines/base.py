@@ -90,8 +90,12 @@ class Engine(Protocol):
     async def drop(self, filename: str) -> None:
         """Destroy the bytes of a saved state; absent is fine."""
 
-    def chat(self, request: ChatRequest, *, slot: int, reuse_tokens: bool) -> AsyncGenerator[ChatDelta, None]:
+    def chat(
+        self, request: ChatRequest, *, slot: int, reuse_tokens: bool, is_live: bool = True
+    ) -> AsyncGenerator[ChatDelta, None]:
         """Run a call in a slot; `reuse_tokens` lets the engine start from what the slot holds.
+
+        Unless `is_live`, nobody reads along, and deltas may come some milliseconds late, several at a time.
 
         Closing it (`aclosing`) closes the connection, and the engine stops. The last delta carries the final
         usage; each delta with content carries the usage so far, for a call that is given up.

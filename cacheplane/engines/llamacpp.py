@@ -170,13 +170,13 @@ class LlamaCppEngine:
     # Calls
 
     async def chat(
-        self, request: ChatRequest, *, slot: int, reuse_tokens: bool
+        self, request: ChatRequest, *, slot: int, reuse_tokens: bool, is_live: bool = True
     ) -> AsyncGenerator[ChatDelta, None]:
         await self._check_slot(slot)
         body = await self._defused(wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens))
         complete, reader = False, wire.EventReader()
         async with self._stream("/v1/chat/completions", body, http.CALL) as response:
-            async for piece in response.content.iter_any():
+            async for piece in response.content.iter_any() if is_live else http.portions(response):
                 for event in reader.feed(piece):
                     chunk = _decoded(event, _decode_chunk)
                     if chunk.error is not None:

@@ -28,11 +28,15 @@ from cacheplane.gateway.matching import Prefix, Reference
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a caller asked for, already checked for form. `request.messages` hold no cache message any more."""
+    """What a caller asked for, already checked for form. `request.messages` hold no cache message any more.
+
+    `is_live`: the answer is read as it is made, and not as a whole.
+    """
 
     request: ChatRequest
     reference: Reference | None
     request_id: str
+    is_live: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,7 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
         adapter=adapter,
         admitted=admitted,
         reset_ttl=reset_ttl,
+        is_live=call.is_live,
     )
 
 

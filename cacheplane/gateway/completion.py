@@ -59,6 +59,7 @@ class Completion:
         adapter: EngineAdapter,
         admitted: Admitted,
         reset_ttl: tuple[str, int] | None,
+        is_live: bool,
     ) -> None:
         self.caller = caller
         self.request = request
@@ -67,6 +68,7 @@ class Completion:
         self.is_hit = False
         self._engine_id = engine.id
         self._adapter = adapter
+        self._is_live = is_live
         self._started_at = admitted.at
         self.reset_ttl = reset_ttl
         self._leasing: asyncio.Task[SlotLease | None] | None = None
@@ -84,7 +86,7 @@ class Completion:
         if self._lease is None:
             self._lease = await self._wait_for_slot()
         reuse = await self._load_prefix(self._lease)
-        self._stream = self._adapter.chat(self.request, slot=self._lease.index, reuse_tokens=reuse)
+        self._stream = self._answer(self.request, self._lease, reuse_tokens=reuse)
         # An engine may open the answer before it has counted: nothing is told until it has.
         try:
             while self.usage is None:
@@ -138,12 +140,19 @@ class Completion:
         seed = self.request.seed
         request = msgspec.structs.replace(self.request, seed=seed + choice if seed is not None else None)
         before = self.usage
-        self._stream = self._adapter.chat(request, slot=self._lease.index, reuse_tokens=True)
+        self._stream = self._answer(request, self._lease, reuse_tokens=True)
         async for delta in self._stream:
             if delta.usage is not None:
                 produced = before.completion_tokens + delta.usage.completion_tokens
                 self.usage = msgspec.structs.replace(before, completion_tokens=produced)
             yield msgspec.structs.replace(delta, choice=choice)
+
+    def _answer(
+        self, request: ChatRequest, lease: SlotLease, *, reuse_tokens: bool
+    ) -> AsyncGenerator[ChatDelta, None]:
+        return self._adapter.chat(
+            request, slot=lease.index, reuse_tokens=reuse_tokens, is_live=self._is_live
+        )
 
     def _count(self, delta: ChatDelta) -> None:
         if delta.usage is None:
