@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 
 from billing import accounts, charging, clock, holds, plain_calls
-from billing.errors import InsufficientFunds
+from billing.errors import HoldClosed, InsufficientFunds
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching import lifecycle
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 SLOT_LEASE_SECONDS = settings.CALL_TIMEOUT_SECONDS + 30.0
 """A lease outlives the longest call."""
+HOLD_TOKENS: int = settings.HOLD_COMPLETION_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,11 @@ class Wanted:
     max_tokens: int
     prefix: Prefix | None
     request_id: str
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of the answer that money is set aside for before it begins; the rest, as it grows."""
+        return min(self.max_tokens, HOLD_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +121,7 @@ def _admit_plainly(
         model=wanted.model,
         fee_of_family=wanted.family if prefix is not None else None,
         prompt_tokens=max(0, wanted.prompt_tokens - prefix.tokens) if prefix else wanted.prompt_tokens,
-        completion_tokens=wanted.max_tokens,
+        completion_tokens=wanted.held_tokens,
         at=datetime.now(UTC),
     )
     if quote is None:
@@ -176,7 +182,7 @@ def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: 
             currency=account.currency,
             prefix=wanted.prefix,
             prompt_tokens=wanted.prompt_tokens,
-            completion_tokens=wanted.max_tokens,
+            completion_tokens=wanted.held_tokens,
             at=at,
         )
         holds.place(
@@ -190,6 +196,28 @@ def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: 
         # Nothing is waited for while the account is locked: a slot that somebody else is taking is passed over.
         lease = take_slot(engine_id=engine_id, call_id=wanted.call_id, prefix=wanted.prefix)
     return Admitted(at=at, lease=lease)
+
+
+def hold_more(caller: Caller, wanted: Wanted, *, completion_tokens: int, started_at: datetime) -> int:
+    """Set money aside for so many tokens more of a running call's answer, or for as many as can be paid; how many.
+
+    0, too, when the call was ended meanwhile by those who thought its gateway dead.
+    """
+    with transaction.atomic():
+        account = accounts.lock(caller.organization_id, reference=wanted.call_id)
+        try:
+            return charging.hold_more(
+                account,
+                hold_reference=wanted.call_id,
+                subject=wanted.prefix.cache_id if wanted.prefix else str(wanted.call_id),
+                model=wanted.model,
+                completion_tokens=completion_tokens,
+                started_at=started_at,
+                at=account.locked_at,
+            )
+        except HoldClosed:
+            log.warning("call_was_reaped", call_id=str(wanted.call_id))
+            return 0
 
 
 def settle(
