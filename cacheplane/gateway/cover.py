@@ -1,4 +1,4 @@
-"""How far the answer of a running call is paid for: it begins with little, and more is set aside as the answer grows."""
+"""How far the answer of a running call is paid for: it begins with little, and more is set aside as it grows."""
 
 from __future__ import annotations
 
