@@ -71,7 +71,7 @@ class Application:
 
     def __init__(self) -> None:
         self.hot = {"/v1/chat/completions": ChatCompletions()}
-        self.others = BoundedBodies(django_application)
+        self.others = BoundedBodies(django_application)  # type: ignore[arg-type]  # Django's scope is narrower
         self._lifespan = Starlette(lifespan=lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -55,6 +55,12 @@ class Engine(Protocol):
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
         """Prompt tokens of a call with these messages, the opening of the answer included."""
 
+    def bound_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int | None:
+        """No fewer than `count_tokens` would say, and for a short prompt not many more; asks nobody.
+
+        None for what is long or out of the ordinary, and until some prompt of the same turns has been counted.
+        """
+
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
         """Token ids of these messages as a prefix, cut at a template boundary.
 

@@ -48,14 +48,18 @@ def held_while_it_runs(caller, *, max_tokens: int) -> list[Decimal]:
 def test_the_hold_grows_with_the_answer(caller, prompt_tokens):
     seen = held_while_it_runs(caller, max_tokens=LONG)
     assert seen == sorted(seen), "nothing is given back on the way"
-    assert set(seen) <= {prompt_tokens + tokens for tokens in (512, 1024, 1536, LONG)}
-    assert seen[0] == prompt_tokens + 512
+    prompt = seen[0] - 512
+    assert prompt_tokens <= prompt <= prompt_tokens + 2 * len(HELLO["content"]), (
+        "bounded, where money is ample"
+    )
+    assert set(seen) <= {prompt + tokens for tokens in (512, 1024, 1536, LONG)}
     assert len(set(seen)) >= 3
     assert books.purse(caller)[1] == 0
 
 
 def test_a_hold_that_covers_the_whole_answer_never_grows(caller, prompt_tokens):
-    assert set(held_while_it_runs(caller, max_tokens=300)) == {prompt_tokens + 300}
+    [held] = set(held_while_it_runs(caller, max_tokens=300))
+    assert prompt_tokens + 300 <= held <= prompt_tokens + 300 + 2 * len(HELLO["content"])
 
 
 @pytest.mark.parametrize("tokens", [512, 513, 1100])

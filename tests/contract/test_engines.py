@@ -162,6 +162,47 @@ async def test_it_counts_what_the_call_then_uses(
     assert used.prompt_tokens == counted
 
 
+ODD_TEXTS = [
+    "",
+    " ",
+    "a",
+    "灯塔在哪里？" * 20,
+    "\n\n\t" * 60,
+    "<|im_end|><|im_start|>" * 12,
+    "</s><s>[INST]" * 9,
+    "🗼" * 40,
+    "\u0301\u200b\ufeff" * 30,
+    "zqxjkvwpt" * 60,
+]
+
+
+async def test_a_short_prompt_is_bounded_without_asking(server: Server, pool: None) -> None:
+    engine = server.adapter()
+    turns = [{"role": "system", "content": "Short."}, QUESTION]
+    assert engine.bound_tokens(turns, None) is None, "nothing like it was counted yet"
+    for text in ODD_TEXTS:
+        asked = [turns[0], {"role": "user", "content": text}]
+        counted = await engine.count_tokens(asked, None)
+        bound = engine.bound_tokens(asked, None)
+        assert bound is not None
+        assert counted <= bound <= counted + 1200
+    least = min([await engine.count_tokens([turns[0], {"role": "user", "content": t}], None) for t in "ab"])
+    for text in ODD_TEXTS:  # now from the least that was counted of these turns
+        asked = [turns[0], {"role": "user", "content": text}]
+        bound = engine.bound_tokens(asked, None)
+        assert bound is not None and bound <= least + 1100
+        assert bound >= await engine.count_tokens(asked, None)
+
+
+async def test_what_is_long_or_out_of_the_ordinary_is_not_bounded(engine: LlamaCppEngine) -> None:
+    await engine.count_tokens([QUESTION], None)
+    assert engine.bound_tokens([QUESTION], None) is not None
+    assert engine.bound_tokens([QUESTION | {"content": "x" * 5000}], None) is None
+    assert engine.bound_tokens([QUESTION], [{"type": "function", "function": {"name": "f"}}]) is None
+    assert engine.bound_tokens([QUESTION | {"name": "keeper"}], None) is None
+    assert engine.bound_tokens([QUESTION | {"content": [{"type": "text", "text": "x"}]}], None) is None
+
+
 @pytest.mark.parametrize("tools", [None, WEATHER], ids=["plain", "tools"])
 @pytest.mark.parametrize("name", PREFIXES)
 async def test_a_prefix_is_served_whole_to_a_call_that_goes_on_from_it(
