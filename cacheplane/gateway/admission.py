@@ -40,7 +40,7 @@ HOLD_TOKENS: int = settings.HOLD_COMPLETION_TOKENS
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a call may use at most. `prefix` is the active object that it matched, if any. Counts are tokens:
-    `prompt_tokens` are exact or, for a short prompt, an upper bound; `max_tokens` is that of all its answers together."""
+    `prompt_tokens` are exact or, for a short prompt, an upper bound; `max_tokens` is that of all answers together."""
 
     call_id: uuid.UUID
     model: str
