@@ -93,11 +93,11 @@ class FilesystemTransport(filesystem.Transport):
         # in between goes nowhere.
         self.state = virtual.BrokerState()  # type: ignore[no-untyped-call]
 
-    def drain_events(self, connection: Any, **kwargs: Any) -> None:
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:  # type: ignore[override]
         """Raises TimeoutError, and earlier than asked: a worker looks whether it is to stop only between two waits."""
-        if kwargs.get("timeout") is not None:
-            kwargs["timeout"] = min(kwargs["timeout"], DRAIN_SECONDS)
-        super().drain_events(connection, **kwargs)  # type: ignore[no-untyped-call]
+        if timeout is not None:
+            timeout = min(timeout, DRAIN_SECONDS)
+        super().drain_events(connection, timeout=timeout)  # type: ignore[no-untyped-call]
 
 
 def transport_class(url: str) -> str | None:
