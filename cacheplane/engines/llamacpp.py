@@ -44,6 +44,7 @@ _NEXT_TURN: Message = {"role": "user", "content": "1"}
 _OTHER_NEXT_TURN: Message = {"role": "user", "content": "2"}
 _SLOTS_KNOWN_SECONDS = 30.0  # after that an engine may have been started again with fewer
 _DISK_SPARE_BYTES = 8 << 20  # a failed save with less than this left is told as a full disk
+_COMPARED_AT_ONCE = 1024  # tokens; one by one, those of a whole window take 5 ms
 _TOKENS_LOST_AT_CUT = (
     8  # a cut may fall inside a word; more than this means that the template rewrites the past
 )
@@ -458,10 +459,12 @@ def _decoded(answer: bytes, decode: Callable[[bytes], T]) -> T:
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    for index, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return index
-    return min(len(one), len(other))
+    length = min(len(one), len(other))
+    for start in range(0, length, _COMPARED_AT_ONCE):
+        end = min(start + _COMPARED_AT_ONCE, length)
+        if one[start:end] != other[start:end]:
+            return next(index for index in range(start, end) if one[index] != other[index])
+    return length
 
 
 def _same_world(handle: KVHandle, fingerprint: str) -> None:
