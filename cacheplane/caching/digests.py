@@ -21,7 +21,20 @@ def sorted_tools(tools: Sequence[Tool] | None) -> list[Tool] | None:
     return found
 
 
+def canonical(messages: Sequence[Message]) -> bytes:
+    """Messages as key-sorted JSON in UTF-8: what is digested of them, and what is written."""
+    return _encoder.encode(messages)
+
+
 def digest(messages: Sequence[Message], tools: Sequence[Tool] | None) -> str:
     """Hex SHA-256 over the canonical, key-sorted form of messages and tools; absent tools equal null."""
-    canonical = _encoder.encode({"messages": messages, "tools": tools})
-    return hashlib.sha256(canonical).hexdigest()
+    return digest_of(canonical(messages), tools)
+
+
+def digest_of(messages: bytes, tools: Sequence[Tool] | None) -> str:
+    """As `digest`, of messages that are canonical already: of `{"messages": …, "tools": …}`, which is not put
+    together for it."""
+    found = hashlib.sha256(b'{"messages":')
+    for part in (messages, b',"tools":', _encoder.encode(tools), b"}"):
+        found.update(part)
+    return found.hexdigest()
