@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import JSONField, TextField, Value
-from django.db.models.functions import Cast
+from django.db.models import Value
 from django.db.models.lookups import GreaterThan, LessThan
+from psycopg.types.json import Jsonb
 
 from billing import accounts, clock
 from billing.accounts import LockedAccount
@@ -122,7 +122,7 @@ def _write(
         name=new.name,
         description=new.description,
         metadata=new.metadata,
-        messages=Cast(Value(messages.decode(), TextField()), JSONField()),
+        messages=Value(Jsonb(messages, dumps=bytes)),  # they are JSON already
         tools=tools,
         message_count=len(new.messages),
         digest=identity,
