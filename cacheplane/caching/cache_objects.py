@@ -59,15 +59,15 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     # The limits are decided and committed on their own: a refused creation has still been asked for.
     rate_limits.admit_tokens(caller, tokens=tokens)
     messages = canonical(new.messages)
-    identity = digest_of(messages, tools)  # of a megabyte it takes a while, in which the account is not locked
+    identity = digest_of(
+        messages, tools
+    )  # of a megabyte it takes a while, in which the account is not locked
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
         # The same creation may have come by another way meanwhile.
         if (earlier := _made_before(caller, new, at=account.locked_at)) is not None:
             return earlier
-        row = _write(
-            account, caller, new, messages=messages, tools=tools, identity=identity, tokens=tokens
-        )
+        row = _write(account, caller, new, messages=messages, tools=tools, identity=identity, tokens=tokens)
         dispatch.after_commit(dispatch.PRECOMPUTE)
     return row
 
