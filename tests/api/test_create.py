@@ -110,7 +110,7 @@ def test_what_is_kept_is_what_was_sent(caller, text):
     "parameters",
     [
         '{"maximum": 123456789012345678901234567890, "minimum": -9223372036854775809}',
-        '{"default": 0.0, "multipleOf": 1e-300, "minimum": -1.5}',
+        '{"default": -0.0, "multipleOf": 1e-300, "minimum": -1.5, "maximum": 1e18}',
         '{"b": {"b": [{"b": 1, "a": 2}], "a": null}, "a": []}',
     ],
 )

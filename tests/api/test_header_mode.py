@@ -69,6 +69,16 @@ def test_keys_inside_a_tools_parameters_may_come_in_any_order(caller):
         assert answer.json["usage"]["cached_tokens"] == active["tokens"]
 
 
+def test_a_number_in_a_tools_parameters_is_counted_as_it_is_kept(caller):
+    parameters = {"type": "object", "properties": {"a": {"maximum": 1e18, "minimum": -0.0, "default": 1.5}}}
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}
+    active = caller.active(tools=[tool])
+    answer = ask(caller, active, tools=[tool])
+    assert answer.headers["msh-context-cache-token-saved"] == str(active["tokens"])
+    assert answer.json["usage"]["cached_tokens"] == active["tokens"]
+    assert str(active["tools"]) == str(caller.create(tools=[tool]).json["tools"])
+
+
 def test_keys_inside_a_tool_call_may_come_in_any_order(caller):
     call = {"id": "f:0", "type": "function", "function": {"name": "f", "arguments": '{"b": 1, "a": [2]}'}}
     messages = [

@@ -64,3 +64,23 @@ def test_the_order_of_keys_is_not_in_it():
 )
 def test_whatever_else_differs_is_in_it(messages, tools):
     assert digests.digest(messages, tools) != digests.digest(MESSAGES, TOOLS)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("1e18", "1000000000000000000"),
+        ("1.25e20", "125000000000000000000"),
+        ("-1E300", "-1" + "0" * 300),
+        ("-0.0", "0.0"),
+        ("1e-7", "1e-07"),
+        ("15.0", "15.0"),
+        ("-1.5", "-1.5"),
+        ("9" * 30, "9" * 30),
+    ],
+)
+def test_a_tools_numbers_are_spelled_as_the_database_spells_them(sent, kept):
+    tools = [{"function": {"name": "f", "parameters": {"default": json.loads(sent)}}}]
+    once = digests.sorted_tools(tools)
+    assert repr(once[0]["function"]["parameters"]["default"]) == kept
+    assert digests.sorted_tools(once) == once
