@@ -55,6 +55,12 @@ class Engine(Protocol):
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
         """Prompt tokens of a call with these messages, the opening of the answer included."""
 
+    def bound_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int | None:
+        """No fewer than `count_tokens` would say, and for a short prompt not many more; asks nobody.
+
+        None for what is long or out of the ordinary, and until some prompt of the same turns has been counted.
+        """
+
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
         """Token ids of these messages as a prefix, cut at a template boundary.
 
@@ -90,8 +96,12 @@ class Engine(Protocol):
     async def drop(self, filename: str) -> None:
         """Destroy the bytes of a saved state; absent is fine."""
 
-    def chat(self, request: ChatRequest, *, slot: int, reuse_tokens: bool) -> AsyncGenerator[ChatDelta, None]:
+    def chat(
+        self, request: ChatRequest, *, slot: int, reuse_tokens: bool, is_live: bool = True
+    ) -> AsyncGenerator[ChatDelta, None]:
         """Run a call in a slot; `reuse_tokens` lets the engine start from what the slot holds.
+
+        Unless `is_live`, nobody reads along, and deltas may come some milliseconds late, several at a time.
 
         Closing it (`aclosing`) closes the connection, and the engine stops. The last delta carries the final
         usage; each delta with content carries the usage so far, for a call that is given up.

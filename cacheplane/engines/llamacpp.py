@@ -48,6 +48,9 @@ _TOKENS_LOST_AT_CUT = (
     8  # a cut may fall inside a word; more than this means that the template rewrites the past
 )
 
+_SHORT_BYTES = 768
+_SHAPES_MAX = 1000
+
 _decode_chunk = msgspec.json.Decoder(wire.Chunk).decode
 _decode_prefill = msgspec.json.Decoder(wire.PrefillEvent).decode
 
@@ -67,6 +70,7 @@ class LlamaCppEngine:
         self._slots_known_until = 0.0
         self._template: tuple[str, str, str] | None = None
         self._defusals: list[tuple[bytes, bytes]] | None = None
+        self._least_counts: dict[tuple[str, ...], int] = {}
 
     # What it is
 
@@ -94,7 +98,22 @@ class LlamaCppEngine:
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
         body = wire.conversation(messages, tools)
-        return (await self._say("/v1/chat/completions/input_tokens", body, wire.InputTokens)).input_tokens
+        count = (await self._say("/v1/chat/completions/input_tokens", body, wire.InputTokens)).input_tokens
+        plain = wire.plain_turns(messages) if not tools else None
+        if plain is not None:
+            if len(self._least_counts) >= _SHAPES_MAX:
+                self._least_counts.clear()
+            self._least_counts[plain[0]] = min(count, self._least_counts.get(plain[0], count))
+        return count
+
+    def bound_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int | None:
+        """What the template adds to these turns is less than the least that a prompt of them has counted, and a
+        text has no more tokens than bytes; a control token that is taken apart has one byte more."""
+        plain = wire.plain_turns(messages) if not tools else None
+        if plain is None or plain[1] > _SHORT_BYTES:
+            return None
+        least = self._least_counts.get(plain[0])
+        return None if least is None else least + plain[1] * 4 // 3 + len(messages)
 
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
         prefix, whole = await self._render_prefix(messages, tools)
@@ -170,13 +189,13 @@ class LlamaCppEngine:
     # Calls
 
     async def chat(
-        self, request: ChatRequest, *, slot: int, reuse_tokens: bool
+        self, request: ChatRequest, *, slot: int, reuse_tokens: bool, is_live: bool = True
     ) -> AsyncGenerator[ChatDelta, None]:
         await self._check_slot(slot)
         body = await self._defused(wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens))
         complete, reader = False, wire.EventReader()
         async with self._stream("/v1/chat/completions", body, http.CALL) as response:
-            async for piece in response.content.iter_any():
+            async for piece in response.content.iter_any() if is_live else http.portions(response):
                 for event in reader.feed(piece):
                     chunk = _decoded(event, _decode_chunk)
                     if chunk.error is not None:
@@ -342,6 +361,7 @@ class LlamaCppEngine:
         template = (props.chat_template, props.bos_token, props.eos_token)
         if template != self._template:
             self._template, self._defusals = template, None
+            self._least_counts.clear()
         self._total_slots = props.total_slots
         self._slots_known_until = time.monotonic() + _SLOTS_KNOWN_SECONDS
 
