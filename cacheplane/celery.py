@@ -93,7 +93,7 @@ class FilesystemTransport(filesystem.Transport):
         # in between goes nowhere.
         self.state = virtual.BrokerState()  # type: ignore[no-untyped-call]
 
-    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:  # type: ignore[override]
         """Raises TimeoutError, and earlier than asked: a worker looks whether it is to stop only between two waits."""
         if timeout is not None:
             timeout = min(timeout, DRAIN_SECONDS)
