@@ -8,15 +8,17 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Value
 from django.db.models.lookups import GreaterThan, LessThan
+from psycopg.types.json import Jsonb
 
 from billing import accounts, clock
 from billing.accounts import LockedAccount
-from cacheplane import dispatch
+from cacheplane import database, dispatch
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching import idempotency, lifecycle, tags
-from cacheplane.caching.digests import digest, sorted_tools
+from cacheplane.caching.digests import canonical, digest_of, sorted_tools
 from cacheplane.caching.idempotency import Once
 from cacheplane.caching.models import ACTIVE, PAGE_ORDER, PENDING, CacheObject, new_cache_id
 from cacheplane.chat import Message, Tool
@@ -56,12 +58,16 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     tools, tokens = counted(caller, new, at=at)
     # The limits are decided and committed on their own: a refused creation has still been asked for.
     rate_limits.admit_tokens(caller, tokens=tokens)
+    messages = canonical(new.messages)
+    identity = digest_of(
+        messages, tools
+    )  # of a megabyte it takes a while, in which the account is not locked
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
         # The same creation may have come by another way meanwhile.
         if (earlier := _made_before(caller, new, at=account.locked_at)) is not None:
             return earlier
-        row = _write(account, caller, new, tools=tools, tokens=tokens)
+        row = _write(account, caller, new, messages=messages, tools=tools, identity=identity, tokens=tokens)
         dispatch.after_commit(dispatch.PRECOMPUTE)
     return row
 
@@ -89,9 +95,16 @@ def _made_before(caller: Caller, new: NewCacheObject, *, at: datetime) -> CacheO
 
 
 def _write(
-    account: LockedAccount, caller: Caller, new: NewCacheObject, *, tools: list[Tool] | None, tokens: int
+    account: LockedAccount,
+    caller: Caller,
+    new: NewCacheObject,
+    *,
+    messages: bytes,
+    tools: list[Tool] | None,
+    identity: str,
+    tokens: int,
 ) -> CacheObject:
-    """The row with all that belongs to it, inside the creation's transaction."""
+    """The row with all that belongs to it, inside the creation's transaction. `messages` are canonical."""
     at = account.locked_at
     lifecycle.require_room(
         caller.organization_id, tokens=tokens, cached_tokens_max=caller.tier.cached_tokens_max, at=at
@@ -100,7 +113,7 @@ def _write(
     hold_reference = lifecycle.hold_creation(
         account, cache_id=cache_id, model=new.model, tokens=tokens, at=at
     )
-    row = CacheObject.objects.create(
+    row = CacheObject(
         id=cache_id,
         organization_id=caller.organization_id,
         project_id=caller.project_id,
@@ -109,15 +122,18 @@ def _write(
         name=new.name,
         description=new.description,
         metadata=new.metadata,
-        messages=new.messages,
+        messages=Value(Jsonb(messages, dumps=bytes)),  # they are JSON already
         tools=tools,
         message_count=len(new.messages),
-        digest=digest(new.messages, tools),
+        digest=identity,
         tokens=tokens,
         created_at=at,
         expired_at=end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at),
         hold_reference=hold_reference,
     )
+    with database.values_apart():
+        row.save(force_insert=True)
+    row.messages = list(new.messages)
     lifecycle.note(
         cache_id,
         caller.organization_id,
