@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import connection, transaction
+from django.db import connection
 
-from billing import rating, segments
-from billing.models import BillingAccount, LedgerAccount, StorageSegment
+from billing import chain, rating, segments
+from billing.models import BillingAccount, LedgerAccount, LedgerEntry, StorageSegment
 from billing.rating import Fund
+from billing.snapshots import snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +42,7 @@ def violations(at: datetime) -> list[Violation]:
 
     Outside a transaction all questions see one snapshot: what is written meanwhile does not look like a mistake.
     """
-    if connection.in_atomic_block:
-        return _violations(at)
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    with snapshot():
         return _violations(at)
 
 
@@ -54,6 +52,7 @@ def _violations(at: datetime) -> list[Violation]:
         for invariant, query in QUERIES
         for subject, detail in _rows(query)
     ]
+    found += _broken_chains()
     found += _misjudged_accounts()
     for function in _registered.values():
         found += function(at)
@@ -72,7 +71,7 @@ def _rows(query: str) -> list[tuple[object, object]]:
     return rows
 
 
-POSTED = "I1 posted = credits - debits, without a gap"
+POSTED = "I1 posted = credits - debits, an unbroken chain"
 HELD = "I2 held = open holds, 0 <= held <= posted"
 EXPLAINED = "I3 each fact is charged, each charge has its fact"
 RERATED = "I4 amount = quantity x price in force"
@@ -273,6 +272,19 @@ QUERIES = [
         """,
     ),
 ]
+
+
+def _broken_chains() -> Iterable[Violation]:
+    """Entries that are not what they were when they were chained, or not where. One per purse: the first."""
+    entries = LedgerEntry.objects.filter(purse__isnull=False).order_by("purse_id", "purse_sequence")
+    stored = ((entry.chained, bytes(entry.chain or b"")) for entry in entries.iterator(chunk_size=2000))
+    for broken in chain.breaks(stored):
+        entry = broken.entry
+        yield Violation(
+            invariant=POSTED,
+            subject=entry.purse,
+            detail=f"the chain breaks at number {entry.sequence}, entry {entry.id}: {broken.detail}",
+        )
 
 
 def _misjudged_accounts() -> Iterable[Violation]:
