@@ -13,7 +13,8 @@
     ├── SegmentOpen             the subject is stored already
     ├── IdempotencyConflict     the same key came with other contents
     ├── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
-    └── StatementRefused        no statement is made for that period
+    ├── StatementRefused        no statement is made for that period
+    └── InvoiceRefused          the month is not over
 
 Each has a `code` (stable, for logs and tests) and a sentence for a person. None knows HTTP.
 """
@@ -87,3 +88,7 @@ class ReversalRefused(BillingError):
 
 class StatementRefused(BillingError):
     code = "statement_refused"
+
+
+class InvoiceRefused(BillingError):
+    code = "invoice_refused"
