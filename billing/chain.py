@@ -19,6 +19,7 @@ from decimal import Decimal
 
 from billing import money
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -109,4 +110,4 @@ def breaks(entries: Iterable[tuple[ChainedEntry, bytes]]) -> Iterator[Break]:
 
 def _canonical(values: Sequence[object]) -> bytes:
     """As PostgreSQL's json_build_array writes it."""
-    return json.dumps(values, ensure_ascii=False).encode()
+    return _encode(values).encode()
