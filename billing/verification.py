@@ -237,8 +237,21 @@ def _verify_entries(document: _Document) -> None:
         if purse.opening_sequence == 0:
             _same(f"purse {purse.id}", "its beginning is not one", _beginning(purse.id), heads[purse.id])
     last_id = 0
+    entries = {entry.id: entry for entry in document.entries}
     for entry in document.entries:
         where = f"entry {entry.id}"
+        _same(
+            where,
+            "a reversal, and only it, names an entry",
+            entry.kind == "reversal",
+            entry.reverses is not None,
+        )
+        undone = None if entry.reverses is None else entries.get(entry.reverses)
+        if undone is not None:
+            mirror = (undone.purse, -undone.amount)
+            _same(
+                where, f"it is not the mirror image of entry {undone.id}", mirror, (entry.purse, entry.amount)
+            )
         if entry.purse not in heads:
             raise StatementWrong(where, f"its purse {entry.purse} is not among the purses")
         if entry.id <= last_id:

@@ -161,11 +161,12 @@ class BillingAccountAdmin(ReadOnlyAdmin):
     def rows(self, obj: BillingAccount) -> SafeString:
         of = f"organization_id={obj.organization_id}"
         return format_html(
-            "{} · {} · {} · {}",
+            "{} · {} · {} · {} · {}",
             _link("ledgerentry", of, "entries"),
             _link("ledgeraccount", of, "purses"),
             _link("hold", of, "holds"),
             _link("storagesegment", of, "segments"),
+            _link("invoice", of, "invoices"),
         )
 
     @action(description="Recharge", url_path="recharge", permissions=["operate"], icon="payments")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
@@ -15,7 +14,7 @@ from billing.errors import InvoiceRefused
 from billing.models import Invoice
 from billing.periods import ZONE, month_of
 from billing.rounding import invoice_amount, to_fen
-from tests.domain.billing.conftest import Payer, make_payer
+from tests.domain.billing.conftest import Payer
 
 pytestmark = pytest.mark.django_db
 
@@ -229,23 +228,3 @@ def test_the_command_says_what_it_made(payer, capsys):
 def test_the_command_refuses_what_is_no_month_or_not_over(payer, month):
     with pytest.raises(CommandError, match="written like|is invoiced from"):
         call_command("make_invoices", month=month)
-
-
-@pytest.mark.django_db(transaction=True)
-def test_two_at_once_make_one():
-    payer = make_payer(recharged="100")
-    spend(payer, 1_000_000)
-    counts: list[int] = []
-
-    def run() -> None:
-        try:
-            counts.append(len(made(payer)))
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(counts) == [0, 0, 0, 1]

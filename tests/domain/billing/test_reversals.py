@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import connection
 
 from billing.errors import InsufficientFunds, ReversalRefused
 from billing.models import EntryKind, LedgerAccount
-from tests.domain.billing.conftest import Payer, make_payer
+from tests.domain.billing.conftest import Payer
 
 pytestmark = pytest.mark.django_db
 
@@ -121,28 +119,3 @@ def test_a_correction_says_who_and_why(payer):
     undone = payer.correct(payer.recharge(5).entry)
     assert (undone.reason, undone.operator, undone.created_at) == ("a mistake", "ada", payer.at)
     assert undone.created_at - payer.entries()[0].created_at == timedelta(seconds=1)
-
-
-@pytest.mark.django_db(transaction=True)
-def test_of_several_at_once_one_undoes_it():
-    payer = make_payer(recharged="100")
-    payer.call(prompt=1_000_000, hold="12")
-    [charge] = payer.entries(kind="prompt")
-    results: list[str] = []
-
-    def undo() -> None:
-        try:
-            payer.correct(charge)
-            results.append("undone")
-        except ReversalRefused as refused:
-            results.append(refused.code)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=undo) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == ["reversal_refused"] * 5 + ["undone"]
-    assert posted(payer) == {"cash": 100}

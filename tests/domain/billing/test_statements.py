@@ -332,6 +332,8 @@ RELINKED = {
         lambda d: first(d, "creation").update(event=None, used=None),
         "names its event",
     ),
+    "a refund of more": (lambda d: first(d, "reversal").update(amount="0.020000000"), "mirror image"),
+    "a refund of nothing": (lambda d: first(d, "reversal").update(reverses=None), "names an entry"),
     "an overdraft": (lambda d: first(d, "recharge").update(amount="0.100000000"), "overdrawn"),
 }
 
