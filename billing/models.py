@@ -311,6 +311,8 @@ class LedgerEntry(models.Model):
         assert self.purse_sequence is not None and self.balance_after is not None
         return ChainedEntry(
             id=self.pk,
+            organization=self.organization_id,
+            currency=self.currency,
             purse=str(self.purse_id),
             sequence=self.purse_sequence,
             kind=self.kind,
@@ -324,8 +326,6 @@ class LedgerEntry(models.Model):
             request_id=self.request_id,
             created_at=self.created_at,
             sealed=chain.sealed(
-                organization=self.organization_id,
-                currency=self.currency,
                 debit=str(self.debit_id),
                 credit=str(self.credit_id),
                 idempotency_key=self.idempotency_key,
