@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from billing import accounts, clock
-from cacheplane.access import api_keys, organizations
+from cacheplane.access import api_keys, organizations, tiers
 from cacheplane.access.models import ApiKey, AuditEntry, Organization, Project, RateState
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
 
@@ -62,6 +62,7 @@ def test_what_was_done_is_audited_without_the_secret():
         "organization.create",
         "api_key.issue",
         "organization.recharge",
+        "organization.earn_tier",
     }
     assert all(entry.operator.startswith("create_organization (") for entry in trail)
     assert made["api_key"] not in str(list(trail.values()))
@@ -127,11 +128,11 @@ def test_suspending_and_resuming_take_turns_and_a_reason():
 
 def test_another_tier_brings_its_limits():
     new = organizations.create(name="Acme", tier_slug="tier0", operator="ada")
-    organizations.set_tier(
+    tiers.override(
         organization_id=new.organization.id, tier_slug="tier3", reason="contract signed", operator="ada"
     )
     assert api_keys.authenticate(new.issued_key.secret).tier.concurrency == 200
-    assert AuditEntry.objects.get(action="organization.set_tier").detail == {"from": "tier0", "to": "tier3"}
+    assert AuditEntry.objects.latest("id").detail == {"from": "tier0", "to": "tier3", "until": None}
 
 
 def test_the_same_recharge_twice_is_money_once():

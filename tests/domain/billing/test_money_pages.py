@@ -46,6 +46,7 @@ def busy(payer):
     payer.create("cache-1", tokens=10_000)
     payer.call(prompt=100, completion=10, subject="cache-1")
     payer.pass_time(minutes=5).settle()
+    payer.change_tier("tier3")
     return payer
 
 

@@ -190,4 +190,9 @@ def test_an_announcement_waits_for_who_is_reading_prices(payer):
     all_at_once([open_and_linger, announce])
     assert order == ["opened", "announced"]
     assert storage.reprice() == 1
-    assert charging.creation_quote(model="moonshot-v1", tokens=1, currency="CNY", at=payer.at).fee > 0
+    assert (
+        charging.creation_quote(
+            organization_id=payer.organization_id, model="moonshot-v1", tokens=1, currency="CNY", at=payer.at
+        ).fee
+        > 0
+    )
