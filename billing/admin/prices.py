@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import Model
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import render
+from django.urls import reverse
+from unfold.decorators import action
 
-from billing import price_book, storage
-from billing.admin.forms import PriceForm
+from billing import clock, money, previews, price_book, storage
+from billing.admin.forms import PreviewForm, PriceForm
 from billing.admin.pages import AddOnlyAdmin, OfOrganizationAdmin
+from billing.errors import BillingError
 from billing.models import AccountPriceTier, Meter, Price, PricedItem
+from billing.previews import Preview
 
 
 @admin.register(PricedItem)
@@ -37,6 +42,36 @@ class PriceAdmin(AddOnlyAdmin):
     search_fields = ["priced_item__model"]
     date_hierarchy = "valid_from"
     ordering = ["-valid_from", "priced_item"]
+    actions_list = ["preview"]
+
+    @action(description="Try a new price list", permissions=["operate"], icon="balance")
+    def preview(self, request: HttpRequest) -> HttpResponse:
+        """What a month would have cost by a draft: shown, and announced only by the other button."""
+        is_announcing = "announce" in request.POST
+        initial = {"month": previews.last_month(clock.now())}
+        form = PreviewForm(request.POST or None, is_announcing=is_announcing, initial=initial)
+        found = None
+        if request.method == "POST" and form.is_valid():
+            given = form.cleaned_data
+            first, end = given["month"]
+            found = previews.preview(
+                given["draft"], first=first, end=end, organization_id=given["organization"] or None
+            )
+            if is_announcing:
+                try:
+                    with transaction.atomic():
+                        self.announce(request, given)
+                except BillingError as error:
+                    form.add_error(None, error.message)
+                else:
+                    messages.success(request, f"{len(given['draft'])} prices are announced.")
+                    return HttpResponseRedirect(reverse("admin:billing_price_changelist"))
+        context = {**self.admin_site.each_context(request), "title": "Try a new price list", "form": form}
+        return render(request, "billing/preview.html", context | {"tables": _tables(found), "found": found})
+
+    def announce(self, request: HttpRequest, given: dict[str, Any]) -> None:
+        """Who keeps a log of what operators do adds to it in a class of its own."""
+        previews.announce(given["draft"], valid_from=given["valid_from"])
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         announced = ["priced_item", "per_million", "valid_from"]
@@ -55,6 +90,25 @@ class PriceAdmin(AddOnlyAdmin):
         obj.pk = published.pk
         if item.meter == Meter.STORAGE:
             transaction.on_commit(storage.reprice)
+
+
+def _tables(found: Preview | None) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Each with its title; amounts to nine decimals."""
+    if found is None:
+        return []
+    groups = {
+        "In all": found.totals,
+        "By meter": found.meters,
+        "By model": found.models,
+        "By organization: the largest differences": found.organizations,
+    }
+    return [
+        (
+            title,
+            [(row.name, row.currency, *map(money.text, (row.old, row.new, row.difference))) for row in rows],
+        )
+        for title, rows in groups.items()
+    ]
 
 
 @admin.register(AccountPriceTier)

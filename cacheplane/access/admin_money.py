@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from django.contrib import admin
 from django.http import HttpRequest
 
 from billing.admin import BillingAccountAdmin, LedgerEntryAdmin
+from billing.admin.prices import PriceAdmin
 from billing.charging import Recharged
-from billing.models import BillingAccount, LedgerEntry
-from cacheplane.access import organizations
+from billing.errors import PriceRefused
+from billing.models import BillingAccount, LedgerEntry, Price
+from cacheplane.access import audit, organizations
 from cacheplane.access.admin_actions import operator_of
+from cacheplane.access.models import Tier
 
 admin.site.unregister(BillingAccount)
 admin.site.unregister(LedgerEntry)
+admin.site.unregister(Price)
 
 
 @admin.register(BillingAccount)
@@ -39,4 +44,23 @@ class AuditedLedgerEntryAdmin(LedgerEntryAdmin):
             entry_id=entry.pk,
             reason=given["reason"],
             operator=operator_of(request),
+        )
+
+
+@admin.register(Price)
+class AuditedPriceAdmin(PriceAdmin):
+    def announce(self, request: HttpRequest, given: dict[str, Any]) -> None:
+        for item in given["draft"]:
+            if item.tier and not Tier.objects.filter(slug=item.tier).exists():
+                raise PriceRefused(f"No tier is called {item.tier}.")
+        super().announce(request, given)
+        audit.record(
+            operator=operator_of(request),
+            action="price.announce",
+            subject=f"{len(given['draft'])} prices",
+            reason=audit.required_reason(given["reason"]),
+            detail={
+                "valid_from": given["valid_from"].isoformat(),
+                "prices": [asdict(item) | {"per_million": str(item.per_million)} for item in given["draft"]],
+            },
         )
