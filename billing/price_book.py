@@ -199,11 +199,7 @@ def _tier_spans(rows: Iterable[tuple[str, datetime, datetime | None]]) -> list[T
 def prices_between(
     *, organization_id: str, meter: str, model: str, currency: str, first: datetime, last: datetime
 ) -> tuple[PricePiece, ...]:
-    """The prices in force for it from `first` to `last`, both included, in order. Raises NoPrice if there is a gap.
-
-    A piece ends where the tier changes, also when the price does not: so every line of storage is of one tier, and
-    what it would cost by another price list can be told exactly.
-    """
+    """The prices in force for it from `first` to `last`, both included, in order. Raises NoPrice if there is a gap."""
     with connection.cursor() as cursor:
         cursor.execute(
             f"{TIERS};{PRICES}",
@@ -212,18 +208,8 @@ def prices_between(
         tiers = _tier_spans(cursor.fetchall())
         cursor.nextset()
         prices = [_dated(*row) for row in cursor.fetchall()]
-    pieces: list[tuple[str, int, PricePiece]] = []
-    for at in rating.edges([*tiers, *prices], first=first, last=last):
-        tier = rating.tier_at(tiers, at)
-        price = rating.price_for(prices, tier=tier, at=at)
-        if price is None:
-            raise _no_price(meter, model, currency, at)
-        if not pieces or pieces[-1][:2] != (tier, price.price_id):
-            piece = PricePiece(
-                price_id=price.price_id, valid_from=at, unit_price=money.unit_price(price.per_million)
-            )
-            pieces.append((tier, price.price_id, piece))
-    return tuple(piece for _, _, piece in pieces)
+    of = f"{currency} price for {meter} of {model}"
+    return rating.price_pieces(prices, tiers, first=first, last=last, of=of)
 
 
 def wait_for_announcements() -> None:
@@ -255,6 +241,22 @@ def publish(
                 return item.prices.create(per_million=per_million, valid_from=valid_from)
         except IntegrityError as error:
             raise PriceRefused(f"The price is not taken: {error}") from error
+
+
+def end(price: Price, *, at: datetime) -> None:
+    """Let a tier's open price end, at least `NOTICE` ahead: then the price for all tiers holds for it again.
+
+    After the commit for a storage price run `storage.reprice`. Raises PriceRefused.
+    """
+    if not price.priced_item.tier:
+        raise PriceRefused("The price for all tiers is followed by another one; it does not just end.")
+    try:
+        with transaction.atomic():
+            is_open = Price.objects.filter(pk=price.pk, valid_to__isnull=True, valid_from__lt=at)
+            if not is_open.update(valid_to=at):
+                raise PriceRefused("This price has an end already, or does not start before that.")
+    except IntegrityError as error:
+        raise PriceRefused(f"A price ends at least {int(NOTICE.total_seconds())} seconds ahead.") from error
 
 
 def check(item: PricedItem, *, per_million: Decimal, valid_from: datetime) -> None:

@@ -117,7 +117,34 @@ def price_for(prices: Iterable[DatedPrice], *, tier: str, at: datetime) -> Dated
     return found.get(tier) or found.get("")
 
 
-def edges(dated: Iterable[DatedPrice | TierSpan], *, first: datetime, last: datetime) -> list[datetime]:
+def price_pieces(
+    prices: Sequence[DatedPrice],
+    tiers: Sequence[TierSpan],
+    *,
+    first: datetime,
+    last: datetime,
+    of: str,
+) -> tuple[PricePiece, ...]:
+    """The prices in force from `first` to `last`, both included, in order. Raises NoPrice, `of` what, at a gap.
+
+    A piece ends where the tier changes, also when the price does not: so every line of storage is of one tier, and
+    what it would cost by another price list can be told exactly.
+    """
+    pieces: list[PricePiece] = []
+    before: tuple[str, int] | None = None
+    for at in _edges([*prices, *tiers], first=first, last=last):
+        tier = tier_at(tiers, at)
+        price = price_for(prices, tier=tier, at=at)
+        if price is None:
+            raise NoPrice(f"No {of} is in force at {at.isoformat()}.")
+        if (tier, price.price_id) != before:
+            before = (tier, price.price_id)
+            unit_price = money.unit_price(price.per_million)
+            pieces.append(PricePiece(price_id=price.price_id, valid_from=at, unit_price=unit_price))
+    return tuple(pieces)
+
+
+def _edges(dated: Iterable[DatedPrice | TierSpan], *, first: datetime, last: datetime) -> list[datetime]:
     """`first`, and each later instant up to `last` at which one of these begins or ends, in order."""
     instants = {instant for one in dated for instant in (one.valid_from, one.valid_to) if instant is not None}
     return sorted({first} | {instant for instant in instants if first < instant <= last})

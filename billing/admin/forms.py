@@ -70,6 +70,15 @@ class RechargeForm(forms.Form):
         return cleaned
 
 
+class EndForm(forms.Form):
+    ends_at = forms.DateTimeField(
+        label="Ends at (UTC)",
+        help_text="At least five minutes ahead.",
+        widget=UnfoldAdminTextInputWidget(attrs={"type": "datetime-local"}),
+    )
+    reason = ReasonField()
+
+
 class PreviewForm(forms.Form):
     """A draft of new prices and the month to try it on; to announce them, from when on and why."""
 

@@ -13,7 +13,7 @@ from django.urls import reverse
 from unfold.decorators import action
 
 from billing import clock, money, previews, price_book, storage
-from billing.admin.forms import PreviewForm, PriceForm
+from billing.admin.forms import EndForm, PreviewForm, PriceForm
 from billing.admin.pages import AddOnlyAdmin, OfOrganizationAdmin
 from billing.errors import BillingError
 from billing.models import AccountPriceTier, Meter, Price, PricedItem
@@ -43,6 +43,7 @@ class PriceAdmin(AddOnlyAdmin):
     date_hierarchy = "valid_from"
     ordering = ["-valid_from", "priced_item"]
     actions_list = ["preview"]
+    actions_detail = ["end"]
 
     @action(description="Try a new price list", permissions=["operate"], icon="balance")
     def preview(self, request: HttpRequest) -> HttpResponse:
@@ -68,6 +69,29 @@ class PriceAdmin(AddOnlyAdmin):
                     return HttpResponseRedirect(reverse("admin:billing_price_changelist"))
         context = {**self.admin_site.each_context(request), "title": "Try a new price list", "form": form}
         return render(request, "billing/preview.html", context | {"tables": _tables(found), "found": found})
+
+    @action(description="End a tier's price", permissions=["operate"], icon="event_busy")
+    def end(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        price = self.required(object_id)
+
+        def perform(given: dict[str, Any]) -> str:
+            self.let_end(request, price, given)
+            return f"{price} ends at {given['ends_at']:%Y-%m-%d %H:%M} UTC."
+
+        return self.act_on_form(
+            request,
+            form=EndForm(request.POST or None),
+            title="End a tier's price",
+            explanation=f"{price}. Then the price for all tiers holds for it again.",
+            perform=perform,
+            back_to=price.pk,
+        )
+
+    def let_end(self, request: HttpRequest, price: Price, given: dict[str, Any]) -> None:
+        """As `announce`."""
+        price_book.end(price, at=given["ends_at"])
+        if price.priced_item.meter == Meter.STORAGE:
+            transaction.on_commit(storage.reprice)
 
     def announce(self, request: HttpRequest, given: dict[str, Any]) -> None:
         """Who keeps a log of what operators do adds to it in a class of its own."""

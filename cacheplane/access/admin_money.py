@@ -49,6 +49,25 @@ class AuditedLedgerEntryAdmin(LedgerEntryAdmin):
 
 @admin.register(Price)
 class AuditedPriceAdmin(PriceAdmin):
+    def save_model(self, request: HttpRequest, obj: Price, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        audit.record(
+            operator=operator_of(request),
+            action="price.announce",
+            subject=str(obj.priced_item),
+            detail={"valid_from": obj.valid_from.isoformat(), "per_million": str(obj.per_million)},
+        )
+
+    def let_end(self, request: HttpRequest, price: Price, given: dict[str, Any]) -> None:
+        super().let_end(request, price, given)
+        audit.record(
+            operator=operator_of(request),
+            action="price.end",
+            subject=str(price.priced_item),
+            reason=audit.required_reason(given["reason"]),
+            detail={"ends_at": given["ends_at"].isoformat(), "per_million": str(price.per_million)},
+        )
+
     def announce(self, request: HttpRequest, given: dict[str, Any]) -> None:
         for item in given["draft"]:
             if item.tier and not Tier.objects.filter(slug=item.tier).exists():

@@ -103,6 +103,33 @@ def test_who_may_only_look_at_prices_announces_none(client: Client, url: str):
     assert client.post(url, {"draft": DRAFT, "month": "2024-07"}).status_code in (302, 403)
 
 
+def test_a_single_price_that_is_announced_is_audited_too(operator: Client):
+    item = PricedItem.objects.get(meter="call")
+    start = (clock.now() + timedelta(hours=1)).replace(microsecond=0)
+    given = {"priced_item": item.pk, "per_million": "3"}
+    given |= {"valid_from_0": f"{start:%Y-%m-%d}", "valid_from_1": f"{start:%H:%M:%S}"}
+    assert operator.post(reverse("admin:billing_price_add"), given).status_code == 302
+    entry = AuditEntry.objects.get(action="price.announce")
+    assert (entry.subject, entry.detail["per_million"]) == ("call moonshot-v1 CNY", "3")
+
+
+def test_a_tiers_price_is_ended_with_a_reason_and_one_for_all_is_not(operator: Client):
+    now = clock.now().replace(second=0, microsecond=0)
+    previews.announce(previews.parse(DRAFT), valid_from=now + timedelta(hours=1))
+    price = Price.objects.get(priced_item__tier="tier3")
+    url = reverse("admin:billing_price_end", args=[price.pk])
+    given = {"ends_at": f"{now + timedelta(hours=2):%Y-%m-%dT%H:%M}", "reason": "the campaign is over"}
+    assert operator.get(url).status_code == 200
+    assert operator.post(url, given).status_code == 302
+    price.refresh_from_db()
+    assert price.valid_to == now + timedelta(hours=2)
+    assert AuditEntry.objects.get(action="price.end").reason == "the campaign is over"
+    assert "has an end already" in operator.post(url, given).content.decode()
+    other = Price.objects.get(priced_item__tier="", priced_item__meter="call")
+    refused = operator.post(reverse("admin:billing_price_end", args=[other.pk]), given)
+    assert "does not just end" in refused.content.decode()
+
+
 # --- Tiers ----------------------------------------------------------------------------------------------------
 
 

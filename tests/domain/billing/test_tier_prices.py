@@ -129,6 +129,20 @@ def test_what_is_new_to_all_may_start_at_once_for_a_tier():
         price(stranger, "prompt", at, "brand-new")
 
 
+def test_a_tiers_price_that_ends_gives_way_to_the_price_for_all(rich, start):
+    [storage] = Price.objects.filter(priced_item__meter="storage", priced_item__tier="tier3")
+    for refused in (clock.now() + timedelta(seconds=299), start):
+        with pytest.raises(PriceRefused):
+            price_book.end(storage, at=refused)
+    price_book.end(storage, at=start + 2 * MINUTE)
+    rich.at = start
+    rich.store("cache-1", tokens=1_000_000, seconds=300)
+    assert commitment(rich) == 2 * Decimal("2.5") + 3 * 5
+    assert price(rich, "storage", start + 2 * MINUTE) == 5
+    announce("storage", "1", tier="tier3", start=start + 10 * MINUTE)
+    assert price(rich, "storage", start + 10 * MINUTE) == 1
+
+
 # --- What is remembered ---------------------------------------------------------------------------------------
 
 
