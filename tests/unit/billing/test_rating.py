@@ -305,7 +305,7 @@ def test_two_minutes_that_start_at_once_are_paid_both_or_neither():
 
 def dated(dice: random.Random, tier: str, number: int) -> list[DatedPrice]:
     """Prices of one tier that follow each other, with a gap now and then."""
-    rows, at = [], dice.randint(0, 5)
+    rows, at = [], dice.choice([0, 0, 0, 3])
     while at < 40:
         end = at + dice.randint(1, 15)
         rows.append(
@@ -317,7 +317,7 @@ def dated(dice: random.Random, tier: str, number: int) -> list[DatedPrice]:
                 valid_to=None if end >= 40 else START + end * SECOND,
             )
         )
-        at = end + dice.choice([0, 0, 0, 4])
+        at = end + dice.choice([0] * 15 + [4])
     return rows
 
 
