@@ -7,7 +7,8 @@ the price in force when the call started; what was paid is read from the ledger 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -15,9 +16,9 @@ from typing import Any
 
 from django.db import connection
 
-from billing import ledger, price_book
+from billing import price_book
 from billing.models import EntryKind, Meter
-from billing.money import ZERO, exact
+from billing.money import exact
 
 GROUPS_MAX = 10_000
 SUBJECT, FAMILY, DAY = "subject", "family", "day"
@@ -95,22 +96,28 @@ def balanced(
         "tz": tz,
         "waiver": EntryKind.WAIVER.value,
         "limit": GROUPS_MAX + 1,
-        "prices": ledger.as_json(_prices(organization_id, currency=currency, start=start, end=end)),
-        "spared": ledger.as_json(
-            [
-                {"subject": s.subject, "since": s.since, "until": s.until, "milliseconds": s.milliseconds}
-                for s in spared
-            ]
+        "prices": _by_name(_prices(organization_id, currency=currency, start=start, end=end)),
+        "spared": _by_name(
+            (s.subject, {"since": s.since, "until": s.until, "milliseconds": s.milliseconds}) for s in spared
         ),
-        "hours": list(range(24)),
     } | {meter.name: meter.value for meter in Meter}
     with connection.cursor() as cursor:
         cursor.execute(STATEMENT.replace("{group}", GROUPS[by]), values)
         return [_balanced(*row) for row in cursor.fetchall()]
 
 
-def _prices(organization_id: str, *, currency: str, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """The prompt prices of all models that were called, each for the span in which they were."""
+def _by_name(rows: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    """One object, in which the database finds a name's rows at once, however many names there are."""
+    named: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows:
+        named.setdefault(name, []).append(row)
+    return json.dumps(named, default=str)
+
+
+def _prices(
+    organization_id: str, *, currency: str, start: datetime, end: datetime
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(model, a prompt price and its span) of all models that were called, over the span in which they were."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT called_model, min(occurred_at), max(occurred_at) FROM billing_meterevent"
@@ -119,91 +126,63 @@ def _prices(organization_id: str, *, currency: str, start: datetime, end: dateti
             [organization_id, start, end, Meter.CALL.value],
         )
         spans = cursor.fetchall()
-    rows: list[dict[str, Any]] = []
     for model, first, last in spans:
         pieces = price_book.prices_between(
             meter=Meter.PROMPT, model=model, currency=currency, first=first, last=last
         )
         ends = [*(piece.valid_from for piece in pieces[1:]), None]
-        rows += [
-            {"model": model, "since": piece.valid_from, "until": until, "unit_price": piece.unit_price}
-            for piece, until in zip(pieces, ends, strict=True)
-        ]
-    return rows
+        for piece, until in zip(pieces, ends, strict=True):
+            yield model, {"since": piece.valid_from, "until": until, "unit_price": piece.unit_price}
 
 
-# A line's minutes k start at occurred_at + 60k s. Those that started by the last call are not the tail.
-STATEMENT = """
+IN_SPAN = (
+    "f.occurred_at >= (row ->> 'since')::timestamptz"
+    " AND (row ->> 'until' IS NULL OR f.occurred_at < (row ->> 'until')::timestamptz)"
+)
+BY_HOUR = ", ".join(f"count(*) FILTER (WHERE meter = %(CALL)s AND hour = {hour})" for hour in range(24))
+# Each fact is joined with what belongs to it and to nothing else, one row at most, and all is summed up once: no plan
+# compares many facts with many others, also where the planner does not know yet how many an organization has.
+# A line's minutes k start at occurred_at + 60k s. Those that had started by the last call are not its tail.
+STATEMENT = f"""
 WITH fact AS MATERIALIZED (
-    SELECT {group} AS key, e.id, e.meter, e.subject, e.occurred_at, e.cached_tokens, e.called_model, e.quantity,
-           e.end_minute - e.first_minute AS minutes
+    SELECT {{group}} AS key, e.id, e.meter, e.subject, e.occurred_at, e.cached_tokens, e.called_model, e.quantity,
+           e.end_minute - e.first_minute AS minutes,
+           extract(hour FROM e.occurred_at AT TIME ZONE %(tz)s)::int AS hour,
+           (e.occurred_at AT TIME ZONE %(tz)s)::date AS day,
+           max(e.occurred_at) FILTER (WHERE e.meter = %(CALL)s) OVER (PARTITION BY {{group}}) AS last_call_at
       FROM billing_meterevent AS e
      WHERE e.organization_id = %(organization)s AND e.occurred_at >= %(start)s AND e.occurred_at < %(end)s
        AND e.meter IN (%(CREATION)s, %(STORAGE)s, %(CALL)s)
-), call AS (
-    SELECT f.key, count(*) AS calls, coalesce(sum(f.cached_tokens), 0) AS cached_tokens,
-           coalesce(sum(f.cached_tokens * p.unit_price), 0) AS cost_uncached,
-           count(s.milliseconds) AS timed_calls, coalesce(sum(s.milliseconds), 0) AS milliseconds,
-           max(f.occurred_at) AS last_call_at,
-           count(DISTINCT (f.occurred_at AT TIME ZONE %(tz)s)::date) AS call_days
+), explained AS (
+    SELECT f.*, paid.amount, line.unit_price AS stored_at, price.unit_price AS spared_at, spared.milliseconds,
+           CASE WHEN f.last_call_at IS NULL OR f.last_call_at < f.occurred_at THEN f.minutes
+                ELSE greatest(0, f.minutes - 1
+                                 - floor(extract(epoch FROM f.last_call_at - f.occurred_at) / 60)::bigint)
+           END AS tail_minutes
       FROM fact AS f
-      LEFT JOIN json_to_recordset(%(prices)s::json)
-                AS p (model varchar, since timestamptz, until timestamptz, unit_price numeric)
-        ON p.model = f.called_model AND f.occurred_at >= p.since
-           AND (p.until IS NULL OR f.occurred_at < p.until)
-      LEFT JOIN json_to_recordset(%(spared)s::json)
-                AS s (subject varchar, since timestamptz, until timestamptz, milliseconds bigint)
-        ON s.subject = f.subject AND f.occurred_at >= s.since AND (s.until IS NULL OR f.occurred_at < s.until)
-     WHERE f.meter = %(CALL)s
-     GROUP BY f.key
-), by_hour AS (
-    SELECT key, hour, count(*) AS calls
-      FROM (SELECT key, extract(hour FROM occurred_at AT TIME ZONE %(tz)s)::int AS hour
-              FROM fact WHERE meter = %(CALL)s) AS hit
-     GROUP BY key, hour
-), hours AS (
-    SELECT c.key, array_agg(coalesce(b.calls, 0) ORDER BY h.hour) AS calls_by_hour
-      FROM call AS c CROSS JOIN unnest(%(hours)s::int[]) AS h (hour)
-      LEFT JOIN by_hour AS b ON b.key = c.key AND b.hour = h.hour
-     GROUP BY c.key
-), paid AS (
-    SELECT f.key, f.meter, f.id, sum(CASE WHEN l.kind = %(waiver)s THEN 0 ELSE l.amount END)
-                                 - coalesce(sum(r.amount), 0) AS amount
-      FROM fact AS f
-      JOIN billing_ledgerentry AS l ON l.meter_event_id = f.id AND l.organization_id = %(organization)s
-      LEFT JOIN billing_ledgerentry AS r ON r.reverses_id = l.id AND r.organization_id = %(organization)s
-     GROUP BY f.key, f.meter, f.id
-), cost AS (
-    SELECT key,
-           coalesce(sum(amount) FILTER (WHERE meter = %(CREATION)s), 0) AS creation,
-           coalesce(sum(amount) FILTER (WHERE meter = %(STORAGE)s), 0) AS storage,
-           coalesce(sum(amount) FILTER (WHERE meter = %(CALL)s), 0) AS call_fees
-      FROM paid GROUP BY key
-), kept AS (
-    SELECT f.key, sum(f.minutes) AS minutes,
-           sum(line.unit_price * (f.quantity / f.minutes)
-               * CASE WHEN c.last_call_at IS NULL OR c.last_call_at < f.occurred_at THEN f.minutes
-                      ELSE greatest(0, f.minutes - 1
-                                       - floor(extract(epoch FROM c.last_call_at - f.occurred_at) / 60)::bigint)
-                 END) AS tail
-      FROM fact AS f
-      JOIN billing_storageline AS line ON line.meter_event_id = f.id
-      LEFT JOIN call AS c ON c.key = f.key
-     WHERE f.meter = %(STORAGE)s
-     GROUP BY f.key
+      LEFT JOIN LATERAL (
+        SELECT sum(CASE WHEN l.kind = %(waiver)s THEN 0 ELSE l.amount END - coalesce(r.amount, 0)) AS amount
+          FROM billing_ledgerentry AS l LEFT JOIN billing_ledgerentry AS r ON r.reverses_id = l.id
+         WHERE l.meter_event_id = f.id) AS paid ON true
+      LEFT JOIN LATERAL (
+        SELECT l.unit_price FROM billing_storageline AS l WHERE l.meter_event_id = f.id OFFSET 0) AS line ON true
+      LEFT JOIN LATERAL (
+        SELECT (p ->> 'unit_price')::numeric AS unit_price
+          FROM jsonb_array_elements(%(prices)s::jsonb -> f.called_model) AS p
+         WHERE {IN_SPAN.replace("row", "p")} LIMIT 1) AS price ON true
+      LEFT JOIN LATERAL (
+        SELECT (s ->> 'milliseconds')::bigint AS milliseconds
+          FROM jsonb_array_elements(%(spared)s::jsonb -> f.subject) AS s
+         WHERE f.meter = %(CALL)s AND {IN_SPAN.replace("row", "s")} LIMIT 1) AS spared ON true
 )
-SELECT keys.key, coalesce(call.calls, 0), coalesce(call.cached_tokens, 0), coalesce(call.cost_uncached, 0),
-       coalesce(call.timed_calls, 0), coalesce(call.milliseconds, 0), call.last_call_at,
-       hours.calls_by_hour, coalesce(call.call_days, 0),
-       coalesce(cost.creation, 0), coalesce(cost.storage, 0), coalesce(cost.call_fees, 0),
-       coalesce(kept.minutes, 0), coalesce(kept.tail, 0)
-  FROM (SELECT DISTINCT key FROM fact) AS keys
-  LEFT JOIN call ON call.key = keys.key
-  LEFT JOIN hours ON hours.key = keys.key
-  LEFT JOIN cost ON cost.key = keys.key
-  LEFT JOIN kept ON kept.key = keys.key
- ORDER BY keys.key
- LIMIT %(limit)s
+SELECT key, count(*) FILTER (WHERE meter = %(CALL)s), coalesce(sum(cached_tokens), 0),
+       coalesce(sum(cached_tokens * spared_at), 0), count(milliseconds), coalesce(sum(milliseconds), 0),
+       max(last_call_at), ARRAY[{BY_HOUR}], count(DISTINCT day) FILTER (WHERE meter = %(CALL)s),
+       coalesce(sum(amount) FILTER (WHERE meter = %(CREATION)s), 0),
+       coalesce(sum(amount) FILTER (WHERE meter = %(STORAGE)s), 0),
+       coalesce(sum(amount) FILTER (WHERE meter = %(CALL)s), 0),
+       coalesce(sum(minutes), 0), coalesce(sum(stored_at * (quantity / minutes) * tail_minutes), 0)
+  FROM explained GROUP BY key ORDER BY key LIMIT %(limit)s
 """
 
 
@@ -215,7 +194,7 @@ def _balanced(
     timed_calls: int,
     milliseconds: int,
     last_call_at: datetime | None,
-    calls_by_hour: list[int] | None,
+    calls_by_hour: list[int],
     call_days: int,
     creation: Decimal,
     storage: Decimal,
@@ -231,11 +210,11 @@ def _balanced(
         timed_calls=timed_calls,
         milliseconds=int(milliseconds),
         last_call_at=last_call_at,
-        calls_by_hour=tuple(calls_by_hour or [0] * 24),
+        calls_by_hour=tuple(calls_by_hour),
         call_days=call_days,
         creation=exact(creation),
         storage=exact(storage),
         call_fees=exact(call_fees),
         stored_minutes=int(stored_minutes),
-        tail=exact(tail or ZERO),
+        tail=exact(tail),
     )
