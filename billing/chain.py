@@ -28,6 +28,8 @@ class ChainedEntry:
     """What of an entry is in the chain. `change` is positive when the money came into the purse."""
 
     id: int
+    organization: str
+    currency: str
     purse: str
     sequence: int
     kind: str
@@ -57,8 +59,6 @@ def genesis(purse: str) -> bytes:
 
 def sealed(
     *,
-    organization: str,
-    currency: str,
     debit: str,
     credit: str,
     idempotency_key: str,
@@ -66,7 +66,7 @@ def sealed(
     operator: str,
 ) -> str:
     """The digest, in hex, of what a statement does not show."""
-    hidden = [organization, currency, debit, credit, idempotency_key, price, operator]
+    hidden = [debit, credit, idempotency_key, price, operator]
     return hashlib.sha256(_canonical(hidden)).hexdigest()
 
 
@@ -74,6 +74,8 @@ def following(previous: bytes, entry: ChainedEntry) -> bytes:
     """The head after `entry`, 32 bytes."""
     shown = [
         entry.id,
+        entry.organization,
+        entry.currency,
         entry.purse,
         entry.sequence,
         entry.kind,

@@ -15,10 +15,10 @@ from billing.chain import Break, ChainedEntry
 ROWS_AT_ONCE = 5_000
 
 ENTRIES = """
-SELECT e.chain, e.id, e.purse_id::text, e.purse_sequence, e.kind,
+SELECT e.chain, e.id, e.organization_id, e.currency, e.purse_id::text, e.purse_sequence, e.kind,
     CASE WHEN e.credit_id = e.purse_id THEN e.amount ELSE -e.amount END, e.balance_after,
     e.meter_event_id::text, e.quantity, e.unit_price, e.reverses_id, e.reason, e.request_id, e.created_at,
-    e.organization_id, e.currency, e.debit_id::text, e.credit_id::text, e.idempotency_key, e.price_id, e.operator
+    e.debit_id::text, e.credit_id::text, e.idempotency_key, e.price_id, e.operator
 FROM billing_ledgerentry e WHERE e.purse_id IS NOT NULL ORDER BY e.purse_id, e.purse_sequence
 """
 
@@ -38,6 +38,8 @@ def _entries() -> Iterator[tuple[ChainedEntry, bytes]]:
 
 def _chained(
     id_: int,
+    organization: str,
+    currency: str,
     purse: str,
     sequence: int,
     kind: str,
@@ -52,9 +54,11 @@ def _chained(
     created_at: datetime,
     *sealed: Any,
 ) -> ChainedEntry:
-    organization, currency, debit, credit, idempotency_key, price, operator = sealed
+    debit, credit, idempotency_key, price, operator = sealed
     return ChainedEntry(
         id=id_,
+        organization=organization,
+        currency=currency,
         purse=purse,
         sequence=sequence,
         kind=kind,
@@ -68,8 +72,6 @@ def _chained(
         request_id=request_id,
         created_at=created_at,
         sealed=chain.sealed(
-            organization=organization,
-            currency=currency,
             debit=debit,
             credit=credit,
             idempotency_key=idempotency_key,

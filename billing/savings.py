@@ -128,7 +128,12 @@ def _prices(
         spans = cursor.fetchall()
     for model, first, last in spans:
         pieces = price_book.prices_between(
-            meter=Meter.PROMPT, model=model, currency=currency, first=first, last=last
+            organization_id=organization_id,
+            meter=Meter.PROMPT,
+            model=model,
+            currency=currency,
+            first=first,
+            last=last,
         )
         ends = [*(piece.valid_from for piece in pieces[1:]), None]
         for piece, until in zip(pieces, ends, strict=True):

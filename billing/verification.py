@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal, DecimalException
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -61,6 +61,9 @@ class Proof:
 # --- The document, as it must be -----------------------------------------------------------------------------------
 
 
+At = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -69,13 +72,13 @@ class _Used(_Part, frozen=True):
     meter: Literal["creation", "storage", "call", "prompt", "completion"]
     model: str
     subject: str
-    occurred_at: datetime
+    occurred_at: At
     minutes: tuple[int, int] | None
 
 
 class _Entry(_Part, frozen=True):
     id: int
-    created_at: datetime
+    created_at: At
     purse: str
     sequence: int
     kind: str
@@ -94,7 +97,7 @@ class _Entry(_Part, frozen=True):
 
 class _Waived(_Part, frozen=True):
     id: int
-    created_at: datetime
+    created_at: At
     amount: Decimal
     quantity: int
     unit_price: Decimal
@@ -113,7 +116,7 @@ class _Meter(_Part, frozen=True):
 class _Purse(_Part, frozen=True):
     id: str
     kind: str
-    expires_at: datetime | None
+    expires_at: At | None
     opening: Decimal
     closing: Decimal
     opening_sequence: int
@@ -136,9 +139,9 @@ class _Document(_Part, frozen=True):
     currency: str
     start: date
     end: date
-    starts_at: datetime
-    ends_at: datetime
-    read_at: datetime
+    starts_at: At
+    ends_at: At
+    read_at: At
     final: bool
     opening: Decimal
     closing: Decimal
@@ -258,28 +261,33 @@ def _verify_entries(document: _Document) -> None:
             raise StatementWrong(where, f"it comes after entry {last_id}")
         if not document.starts_at <= entry.created_at < document.ends_at:
             raise StatementWrong(where, "it was booked outside of the period")
-        heads[entry.purse] = _next_head(where, heads[entry.purse], entry)
+        chained = _chained(entry, organization=document.organization, currency=document.currency)
+        heads[entry.purse] = _next_head(where, heads[entry.purse], entry, chained)
         last_id = entry.id
     for purse in document.purses:
         closing = (purse.closing, purse.closing_sequence, purse.closing_chain)
         _same(f"purse {purse.id}", "it does not close where its entries lead", heads[purse.id], closing)
 
 
-def _next_head(where: str, head: tuple[Decimal, int, str], entry: _Entry) -> tuple[Decimal, int, str]:
+def _next_head(
+    where: str, head: tuple[Decimal, int, str], entry: _Entry, chained: ChainedEntry
+) -> tuple[Decimal, int, str]:
     balance, sequence, before = head
     _same(where, "its number does not follow", sequence + 1, entry.sequence)
     balance = money.add(balance, entry.amount)
     _same(where, "its balance is not the one before and its amount", balance, entry.balance_after)
     if balance < ZERO:
         raise StatementWrong(where, f"the purse is overdrawn: {balance}")
-    link = chain.following(bytes.fromhex(before), _chained(entry)).hex()
+    link = chain.following(bytes.fromhex(before), chained).hex()
     _same(where, "its chain is not what its contents make", link, entry.chain)
     return balance, entry.sequence, link
 
 
-def _chained(entry: _Entry) -> ChainedEntry:
+def _chained(entry: _Entry, *, organization: str, currency: str) -> ChainedEntry:
     return ChainedEntry(
         id=entry.id,
+        organization=organization,
+        currency=currency,
         purse=entry.purse,
         sequence=entry.sequence,
         kind=entry.kind,

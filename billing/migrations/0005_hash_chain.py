@@ -15,13 +15,13 @@ $$;
 CREATE FUNCTION billing_chain_sealed(e billing_ledgerentry) RETURNS text LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN encode(sha256(convert_to(json_build_array(
-        e.organization_id, e.currency, e.debit_id, e.credit_id, e.idempotency_key, e.price_id, e.operator
+        e.debit_id, e.credit_id, e.idempotency_key, e.price_id, e.operator
     )::text, 'UTF8')), 'hex');
 END $$;
 CREATE FUNCTION billing_chain_next(previous bytea, e billing_ledgerentry) RETURNS bytea LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN sha256(previous || convert_to(json_build_array(
-        e.id, e.purse_id, e.purse_sequence, e.kind,
+        e.id, e.organization_id, e.currency, e.purse_id, e.purse_sequence, e.kind,
         (CASE WHEN e.credit_id = e.purse_id THEN e.amount ELSE -e.amount END)::text, e.balance_after::text,
         e.meter_event_id, e.quantity, e.unit_price::text, e.reverses_id, e.reason, e.request_id,
         (extract(epoch FROM e.created_at) * 1000000)::bigint, billing_chain_sealed(e)

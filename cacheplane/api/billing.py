@@ -57,7 +57,7 @@ BALANCE: dict[str, Any] = {
 PRICE: dict[str, Any] = {
     "type": "object",
     "required": [
-        *("id", "object", "meter", "kind", "model", "unit", "currency", "per_million", "unit_price"),
+        *("id", "object", "meter", "kind", "model", "tier", "unit", "currency", "per_million", "unit_price"),
         *("valid_from", "valid_to", "in_force"),
     ],
     "properties": {
@@ -66,13 +66,20 @@ PRICE: dict[str, Any] = {
         "meter": {"type": "string", "enum": ["creation", "storage", "call", "tokens"]},
         "kind": {"type": ["string", "null"], "enum": ["prompt", "completion", None]},
         "model": {"type": "string", "description": "a model, or for a cache object's fees its family"},
+        "tier": {
+            "type": ["string", "null"],
+            "description": "null: for all tiers that have no price of their own",
+        },
         "unit": {"type": "string", "enum": ["token", "token_minute", "call"]},
         "currency": {"type": "string"},
         "per_million": AMOUNT | {"description": "for 1,000,000 units"},
         "unit_price": AMOUNT,
         "valid_from": INSTANT,
         "valid_to": MAYBE_INSTANT,
-        "in_force": {"type": "boolean", "description": "false: announced"},
+        "in_force": {
+            "type": "boolean",
+            "description": "it is what is paid now; false: announced, or the tier has another",
+        },
     },
     "additionalProperties": False,
 }
@@ -105,7 +112,7 @@ def balance_as_json(balance: Balance) -> dict[str, Any]:
     }
 
 
-def price_as_json(price: ListedPrice, *, is_in_force: bool) -> dict[str, Any]:
+def price_as_json(price: ListedPrice) -> dict[str, Any]:
     meter, kind = meter_and_kind(price.meter)
     return {
         "id": price.id,
@@ -113,13 +120,14 @@ def price_as_json(price: ListedPrice, *, is_in_force: bool) -> dict[str, Any]:
         "meter": meter,
         "kind": kind,
         "model": price.model,
+        "tier": price.tier or None,
         "unit": price.unit,
         "currency": price.currency,
         "per_million": money.text(price.per_million),
         "unit_price": money.text(price.unit_price),
         "valid_from": price.valid_from.isoformat(),
         "valid_to": price.valid_to.isoformat() if price.valid_to else None,
-        "in_force": is_in_force,
+        "in_force": price.is_paid,
     }
 
 
@@ -140,8 +148,7 @@ class BillingPrices(APIView):
         responses=openapi.answers(openapi.list_of(PRICE), 401, 403),
     )
     def get(self, request: Request) -> Response:
-        at = clock.now()
-        currency = accounts.balance(caller_of(request).organization_id, at).currency
-        prices = price_list.listed(currency=currency, at=at)
-        data = [price_as_json(price, is_in_force=price.is_in_force_at(at)) for price in prices]
-        return Response({"object": "list", "data": data})
+        at, organization_id = clock.now(), caller_of(request).organization_id
+        currency = accounts.balance(organization_id, at).currency
+        prices = price_list.listed(organization_id, currency=currency, at=at)
+        return Response({"object": "list", "data": [price_as_json(price) for price in prices]})

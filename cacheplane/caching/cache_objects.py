@@ -187,7 +187,7 @@ def count_tokens(family: str, messages: Sequence[Message], tools: Sequence[Tool]
     """Tokens that these messages and tools take as a prefix, the opening of an answer not counted."""
     engine = registry.engine_for(family)
     adapter = registry.adapter_of(engine)
-    return len(http.call(adapter.prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS))
+    return http.call(adapter.count_prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS)
 
 
 def possible(cache_id: str) -> str:

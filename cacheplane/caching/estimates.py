@@ -82,6 +82,7 @@ def estimate(caller: Caller, new: NewCacheObject) -> Estimate:
     _tools, tokens = cache_objects.counted(caller, new, at=at)
     ends_at = cache_objects.end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at)
     return priced(
+        caller.organization_id,
         family=new.model,
         tokens=tokens,
         currency=accounts.balance(caller.organization_id, at).currency,
@@ -90,15 +91,25 @@ def estimate(caller: Caller, new: NewCacheObject) -> Estimate:
     )
 
 
-def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: datetime) -> Estimate:
-    """The estimate of an object that is kept from `at` to `ends_at`."""
-    quote = charging.creation_quote(model=family, tokens=tokens, currency=currency, at=at)
+def priced(
+    organization_id: str, *, family: str, tokens: int, currency: str, at: datetime, ends_at: datetime
+) -> Estimate:
+    """The estimate of an object that is kept from `at` to `ends_at`, at the organization's prices."""
+    quote = charging.creation_quote(
+        organization_id=organization_id, model=family, tokens=tokens, currency=currency, at=at
+    )
     minutes = rating.minutes_lived(started_at=at, ended_at=ends_at)
     storage = money.multiply(minutes, quote.storage_per_minute)
     served = registry.sized_models(family)
     # A call of no token costs the fee alone.
     call_fee = charging.cached_call_quote(
-        model=served[0].name, family=family, currency=currency, prompt_tokens=0, completion_tokens=0, at=at
+        organization_id=organization_id,
+        model=served[0].name,
+        family=family,
+        currency=currency,
+        prompt_tokens=0,
+        completion_tokens=0,
+        at=at,
     )
     lifetime_seconds = max(1, (ends_at - at) // SECOND)
     return Estimate(
@@ -111,6 +122,7 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
         storage=storage,
         call_fee=call_fee,
         models=_on_models(
+            organization_id,
             served,
             engine=registry.engine_for(family),
             tokens=tokens,
@@ -124,6 +136,7 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
 
 
 def _on_models(
+    organization_id: str,
     served: Sequence[SizedModel],
     *,
     engine: Engine,
@@ -137,7 +150,12 @@ def _on_models(
     found = []
     for model in served:
         price = charging.call_quote(
-            model=model.name, currency=currency, prompt_tokens=tokens, completion_tokens=0, at=at
+            organization_id=organization_id,
+            model=model.name,
+            currency=currency,
+            prompt_tokens=tokens,
+            completion_tokens=0,
+            at=at,
         )
         spared = money.to_nanos(money.subtract(price, call_fee))
         is_too_long = tokens >= min(model.window_tokens, engine.window_tokens)

@@ -87,7 +87,13 @@ def hold_creation(
     account: LockedAccount, *, cache_id: str, model: str, tokens: int, at: datetime
 ) -> uuid.UUID:
     """Set the creation fee and the first storage minute aside. Raises billing's InsufficientFunds."""
-    quote = charging.creation_quote(model=model, tokens=tokens, currency=account.currency, at=at)
+    quote = charging.creation_quote(
+        organization_id=account.organization_id,
+        model=model,
+        tokens=tokens,
+        currency=account.currency,
+        at=at,
+    )
     reference = uuid.uuid4()
     holds.place(account, reference=reference, kind="creation", subject=cache_id, amount=quote.total, at=at)
     return reference

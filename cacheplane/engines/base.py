@@ -75,6 +75,9 @@ class Engine(Protocol):
         Raises InvalidRequest when the model's template does not keep the prefix stable under one more turn.
         """
 
+    async def count_prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+        """How many `prefix_tokens` there are, sooner. Raises as it does."""
+
     async def prefill(
         self, tokens: Sequence[int], *, slot: int, filename: str, on_progress: Progress | None = None
     ) -> KVHandle:

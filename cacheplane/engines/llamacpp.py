@@ -54,6 +54,7 @@ _SHORT_BYTES = 768
 _SHAPES_MAX = 1000
 
 _decode_chunk = msgspec.json.Decoder(wire.Chunk).decode
+_decode_tokens = msgspec.json.Decoder(wire.Tokenized).decode
 _decode_prefill = msgspec.json.Decoder(wire.PrefillEvent).decode
 
 
@@ -118,24 +119,19 @@ class LlamaCppEngine:
         return None if least is None else least + plain[1] * 4 // 3 + len(messages)
 
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
-        prefix, whole = await self._render_prefix(messages, tools)
-        if not prefix or not whole.startswith(prefix):
-            raise InvalidRequest(
-                "The model's chat template changes earlier messages when a turn is added: "
-                "a prefix of it cannot be cached."
-            )
-        cut, full = await asyncio.gather(self.tokenize(prefix), self.tokenize(whole))
-        kept = _common_length(cut, full)
-        if kept < len(cut) - _TOKENS_LOST_AT_CUT or not kept:
-            raise InvalidRequest(
-                "The model's tokenizer does not keep this prefix when a turn is added to it."
-            )
-        return cut[:kept]
+        return _kept(*await self._tokenized_prefix(messages, tools))
+
+    async def count_prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+        cut, whole = await self._tokenized_prefix(messages, tools)
+        # Nearly always the one goes on from the other, which shows without making numbers of a megabyte of digits.
+        beginning = cut.rstrip().removesuffix(b"]}")
+        if whole.startswith(beginning + b","):
+            return beginning.count(b",") + 1
+        return len(_kept(cut, whole))
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as it stands, template tokens understood."""
-        body = {"content": text, "add_special": True, "parse_special": True}
-        return (await self._post("/tokenize", body, wire.Tokenized)).tokens
+        return _tokens(await self._tokenize(text))
 
     # KV states
 
@@ -222,6 +218,22 @@ class LlamaCppEngine:
             raise EngineError("The engine names no model.")
         self._note_slots(props)
         return props, models.data[0]
+
+    async def _tokenize(self, text: str) -> bytes:
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return await self._ask("POST", "/tokenize", msgspec.json.encode(body))
+
+    async def _tokenized_prefix(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> tuple[bytes, bytes]:
+        """What the server answers for the tokens of these messages, and of the same with one more turn."""
+        prefix, whole = await self._render_prefix(messages, tools)
+        if not prefix or not whole.startswith(prefix):
+            raise InvalidRequest(
+                "The model's chat template changes earlier messages when a turn is added: "
+                "a prefix of it cannot be cached."
+            )
+        return await asyncio.gather(self._tokenize(prefix), self._tokenize(whole))
 
     async def _render_prefix(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None
@@ -459,6 +471,19 @@ def _decoded(answer: bytes, decode: Callable[[bytes], T]) -> T:
         return decode(answer)
     except msgspec.DecodeError as error:
         raise EngineError("The engine's answer could not be understood.") from error
+
+
+def _tokens(answer: bytes) -> list[int]:
+    return _decoded(answer, _decode_tokens).tokens
+
+
+def _kept(cut: bytes, whole: bytes) -> list[int]:
+    """The tokens that both answers begin with. Raises InvalidRequest when a turn more has changed those before it."""
+    tokens = _tokens(cut)
+    kept = _common_length(tokens, _tokens(whole))
+    if kept < len(tokens) - _TOKENS_LOST_AT_CUT or not kept:
+        raise InvalidRequest("The model's tokenizer does not keep this prefix when a turn is added to it.")
+    return tokens[:kept]
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

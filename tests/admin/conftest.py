@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.test import Client
 
-from billing import accounts, charging, clock
+from billing import accounts, charging, clock, invoicing
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
@@ -183,6 +183,7 @@ def _fill(name: str) -> PayingOrganization:
             tags.point(made.organization_id, "acme", cache_id=row.id, at=at, actor="test")
         once = Once(key="acme", body_digest="0" * 64)
         idempotency.remember(made.organization_id, once, cache_id=rows[0].id, at=at)
+    invoicing.make(made.organization_id, at=clock.now() + timedelta(days=40))
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)

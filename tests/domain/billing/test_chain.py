@@ -41,10 +41,10 @@ def test_an_entrys_head_by_hand(payer):
     purse, funding = entry.purse_id, entry.debit_id
     genesis = hashlib.sha256(f"billing purse {purse}".encode()).digest()
     sealed = hashlib.sha256(
-        f'["{payer.organization_id}", "CNY", "{funding}", "{purse}", "{entry.idempotency_key}", null, "ada"]'.encode()
+        f'["{funding}", "{purse}", "{entry.idempotency_key}", null, "ada"]'.encode()
     ).hexdigest()
     contents = (
-        f'[{entry.pk}, "{purse}", 1, "recharge", "100.000000000", "100.000000000",'
+        f'[{entry.pk}, "{payer.organization_id}", "CNY", "{purse}", 1, "recharge", "100.000000000", "100.000000000",'
         f' null, null, null, null, "test", "", 1721044800000000, "{sealed}"]'
     )
     assert bytes(entry.chain) == hashlib.sha256(genesis + contents.encode()).digest()

@@ -260,7 +260,11 @@ def relink(document: dict[str, Any]) -> None:
         balance, head = heads[raw["purse"]]
         balance = money.add(balance, Decimal(raw["amount"]))
         raw["balance_after"] = money.text(balance)
-        entry = verification._chained(msgspec.convert(raw, verification._Entry, strict=False))
+        entry = verification._chained(
+            msgspec.convert(raw, verification._Entry, strict=False),
+            organization=document["organization"],
+            currency=document["currency"],
+        )
         head = chain.following(head, entry)
         raw["chain"], heads[raw["purse"]] = head.hex(), (balance, head)
     for purse in document["purses"]:
@@ -272,8 +276,11 @@ def relink(document: dict[str, Any]) -> None:
 FORGERIES = {
     "an amount": lambda d: first(d, "prompt").update(amount="-0.011000000"),
     "a quantity": lambda d: first(d, "prompt").update(quantity=999),
+    "whose it is": lambda d: d.update(organization="org-other"),
+    "a currency": lambda d: d.update(currency="USD"),
     "a reason": lambda d: first(d, "recharge").update(reason="a gift"),
     "a time": lambda d: first(d, "prompt").update(created_at="2024-07-15T12:00:00.000001Z"),
+    "a time of nowhere": lambda d: first(d, "prompt").update(created_at="2024-07-15T12:00:00"),
     "who did it": lambda d: first(d, "recharge").update(sealed="0" * 64),
     "a row left out": lambda d: d["entries"].pop(3),
     "the last row left out": lambda d: d["entries"].pop(),

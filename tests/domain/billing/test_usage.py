@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import pytest
 
-from billing import price_book, price_list, usage
+from billing import clock, price_book, price_list, usage
 from billing.accounts import Voucher
+from billing.models import AccountPriceTier
 from tests.domain.billing.conftest import FAMILY, MODEL, NOON, make_payer
 
 pytestmark = pytest.mark.django_db
@@ -148,19 +149,42 @@ def test_vouchers_stand_in_the_order_in_which_they_pay(payer):
     )
 
 
-def test_the_price_list_has_what_holds_and_what_is_announced(payer):
-    from billing import clock
+def listed(payer, *, at, currency: str = "CNY"):
+    return price_list.listed(payer.organization_id, currency=currency, at=at)
 
+
+def test_the_price_list_has_what_holds_and_what_is_announced(payer):
     at = clock.now()
     later = at + timedelta(days=2)
     price_book.publish(
         meter="call", model=FAMILY, currency="CNY", per_million=Decimal(30_000), valid_from=later
     )
-    calls = [p for p in price_list.listed(currency="CNY", at=at) if p.meter == "call" and p.model == FAMILY]
-    assert [(p.unit_price, p.valid_to, p.is_in_force_at(at)) for p in calls] == [
+    calls = [p for p in listed(payer, at=at) if p.meter == "call" and p.model == FAMILY]
+    assert [(p.unit_price, p.valid_to, p.is_paid) for p in calls] == [
         (Decimal("0.02"), later, True),
         (Decimal("0.03"), None, False),
     ]
-    storage = [p for p in price_list.listed(currency="CNY", at=at) if p.meter == "storage"]
+    storage = [p for p in listed(payer, at=at) if p.meter == "storage"]
     assert [(p.per_million, p.unit) for p in storage] == [(5, "token_minute")], "what has ended is not told"
-    assert price_list.listed(currency="USD", at=at) == []
+    assert listed(payer, at=at, currency="XXX") == []
+
+
+def test_a_tiers_own_price_is_told_to_that_tier_alone(payer):
+    at = clock.now()
+    own = price_book.publish(
+        meter="call",
+        model=FAMILY,
+        currency="CNY",
+        per_million=Decimal(10_000),
+        valid_from=at + timedelta(days=1),
+        tier="gold",
+    )
+    AccountPriceTier.objects.create(organization_id=payer.organization_id, tier="gold", valid_from=at)
+    later = own.valid_from
+
+    def calls(of, *, at):
+        return [(p.tier, p.unit_price, p.is_paid) for p in listed(of, at=at) if p.meter == "call"]
+
+    assert calls(payer, at=at) == [("", Decimal("0.02"), True), ("gold", Decimal("0.01"), False)]
+    assert calls(payer, at=later) == [("", Decimal("0.02"), False), ("gold", Decimal("0.01"), True)]
+    assert calls(make_payer(), at=later) == [("", Decimal("0.02"), True)]

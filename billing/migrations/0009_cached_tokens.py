@@ -77,7 +77,7 @@ END $$;
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0005_margin_of_a_hold"), ("billing", "0006_invoices")]
+    dependencies = [("billing", "0008_tier_prices")]
 
     operations = [
         migrations.AddField(
