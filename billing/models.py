@@ -399,6 +399,7 @@ class StorageSegment(models.Model):
     class Meta:
         indexes: ClassVar = [
             models.Index(fields=["organization"], condition=Q(closed_at__isnull=True), name="open_segments"),
+            models.Index(fields=["subject"], name="segments_of_subject"),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from cacheplane.errors import InvalidRequest
@@ -24,7 +25,8 @@ MINUTES_PER_DAY = 24 * 60
 DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
 AHEAD_DAYS = 16
 """Far enough to see two openings of a window on one day of the week, also where a change of clocks skips one."""
-ENDLESS = timedelta(days=8)
+ENDLESS = timedelta(days=7)
+FIELD = "schedule.windows"
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
 
 
@@ -52,7 +54,7 @@ class Schedule:
 
     def opening_at(self, at: datetime) -> Opening | None:
         """The one that is open at `at`."""
-        found = self._from(at)
+        found = self.openings(at)
         return found[0] if found and found[0].opens_at <= at else None
 
     def is_open(self, at: datetime) -> bool:
@@ -60,16 +62,16 @@ class Schedule:
 
     def next_opening(self, at: datetime) -> Opening:
         """The first that opens after `at`."""
-        return next(one for one in self._from(at) if one.opens_at > at)
+        return next(one for one in self.openings(at) if one.opens_at > at)
 
     def next_open(self, at: datetime) -> datetime:
         return self.next_opening(at).opens_at
 
     def next_close(self, at: datetime) -> datetime:
         """When the one that is open closes, or the next one where none is."""
-        return self._from(at)[0].closes_at
+        return self.openings(at)[0].closes_at
 
-    def _from(self, at: datetime) -> list[Opening]:
+    def openings(self, at: datetime) -> list[Opening]:
         """Those that are not over at `at`, in order, for some days."""
         spans: list[tuple[datetime, datetime]] = []
         for window in self.windows:
@@ -130,15 +132,28 @@ class Written:
     tz: str
 
 
-def parse(windows: Sequence[Written], *, at: datetime, field: str = "schedule.windows") -> Schedule:
+def parse(windows: Sequence[Written], *, at: datetime) -> Schedule:
     """Raises InvalidRequest naming the field, what came and what is taken."""
     if not 1 <= len(windows) <= WINDOWS_MAX:
-        raise _refuse(field, f"{len(windows)} windows", f"1 to {WINDOWS_MAX}")
-    found = Schedule(windows=tuple(_window(one, f"{field}[{i}]") for i, one in enumerate(windows)))
+        raise _refuse(FIELD, f"{len(windows)} windows", f"1 to {WINDOWS_MAX}")
+    found = read(windows)
     opening = found.opening_at(at) or found.next_opening(at)
-    if opening.closes_at - max(opening.opens_at, at) > ENDLESS - DAY:
-        raise _refuse(field, "windows that never close", "at least one pause in a week")
+    if opening.closes_at - max(opening.opens_at, at) > ENDLESS:
+        raise _refuse(FIELD, "windows that never close", "at least one pause in a week")
     return found
+
+
+def read(windows: Sequence[Written]) -> Schedule:
+    return Schedule(windows=tuple(_window(one, f"{FIELD}[{i}]") for i, one in enumerate(windows)))
+
+
+def as_json(windows: Sequence[Written]) -> dict[str, Any]:
+    """As it is kept and shown."""
+    return {"windows": [{"days": w.days, "from": w.from_, "to": w.to, "tz": w.tz} for w in windows]}
+
+
+def as_written(kept: dict[str, Any]) -> list[Written]:
+    return [Written(days=w["days"], from_=w["from"], to=w["to"], tz=w["tz"]) for w in kept["windows"]]
 
 
 def _window(written: Written, field: str) -> Window:
@@ -147,9 +162,7 @@ def _window(written: Written, field: str) -> Window:
     if from_minute == MINUTES_PER_DAY:
         raise _refuse(f"{field}.from", written.from_, "00:00 to 23:59")
     if from_minute == to_minute:
-        raise _refuse(
-            f"{field}.to", written.to, "another time than from; a whole day is from 00:00 to 24:00"
-        )
+        raise _refuse(f"{field}.to", written.to, "another time than from; a whole day is from 00:00 to 24:00")
     return Window(
         days=_days(written.days, f"{field}.days"),
         from_minute=from_minute,

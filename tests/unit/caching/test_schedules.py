@@ -160,9 +160,14 @@ def test_it_agrees_with_the_clock_on_the_wall(tz: str) -> None:
         )
         if found.is_open(at) != is_open:
             # Between two equal times the clock shows a time outside once more, and the window stays open.
-            assert found.is_open(at) and wall.utcoffset() != (at + timedelta(hours=2)).astimezone(zone).utcoffset()
+            assert (
+                found.is_open(at)
+                and wall.utcoffset() != (at + timedelta(hours=2)).astimezone(zone).utcoffset()
+            )
         opens_at = found.next_open(at)
-        assert opens_at > at and found.is_open(opens_at) and not found.is_open(opens_at - timedelta(seconds=1))
+        assert (
+            opens_at > at and found.is_open(opens_at) and not found.is_open(opens_at - timedelta(seconds=1))
+        )
         closes_at = found.next_close(at)
         assert closes_at > at and not found.is_open(closes_at)
         assert found.is_open(closes_at - timedelta(seconds=1))
