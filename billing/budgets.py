@@ -53,7 +53,7 @@ def period_at(budget: Budget, at: datetime) -> tuple[datetime | None, datetime |
 def spent(budget: Budget, spender: Spender, *, at: datetime) -> Decimal:
     """What was spent in the budget's period up to `at`, minutes that have started included."""
     first, _ = period_at(budget, at)
-    amount = _spent_before(spender, first, except_segment=None)
+    amount = _spent_before(spender, first)
     row = StorageSegment.objects.filter(subject=spender.subject, closed_at__isnull=True).first()
     if row is None:
         return amount
@@ -80,9 +80,7 @@ def ends_at(
     span = _whole_span(segment, currency=spender.currency, ends_at=ends_at)
     planned = rating.minutes_lived(started_at=span.started_at, ended_at=ends_at)
     first, last = period_at(budget, at)
-    left = money.subtract(
-        budget.amount, money.add(_spent_before(spender, first, except_segment=segment.pk), more)
-    )
+    left = money.subtract(budget.amount, money.add(_spent_before(spender, first), more))
     while True:
         end = planned if last is None else _minutes_before(span, last, planned)
         beyond = rating.first_beyond(
@@ -96,16 +94,14 @@ def ends_at(
         left = budget.amount
 
 
-def _spent_before(spender: Spender, first: datetime | None, *, except_segment: int | None) -> Decimal:
+def _spent_before(spender: Spender, first: datetime | None) -> Decimal:
     """Creations and closed segments of the period that began at `first`."""
     created = LedgerEntry.objects.filter(
         kind=EntryKind.CREATION,
         meter_event__source=Meter.CREATION.value,
         meter_event__source_key__in=spender.creation_keys,
     )
-    closed = StorageSegment.objects.filter(subject=spender.subject, closed_at__isnull=False).exclude(
-        pk=except_segment
-    )
+    closed = StorageSegment.objects.filter(subject=spender.subject, closed_at__isnull=False)
     whole, straddling = closed, closed.none()
     if first is not None:
         created = created.filter(meter_event__occurred_at__gte=first)

@@ -175,7 +175,7 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
         plan = ends.of_activation(account, row, at=at)
         if plan.ends_at <= at:
             # Prices have risen since it was asked for.
-            note_budget(account, row, at=at)
+            note_budget(account, row, spent_at=at, at=at)
             expire(account, row, at=at, actor="clock")
             return False
         activation = row.activations + 1
@@ -407,8 +407,8 @@ def _note_end(
     note(row.id, row.organization_id, kind, at=at, actor=actor, **ends, **detail)
 
 
-def note_budget(account: LockedAccount, row: CacheObject, *, at: datetime) -> None:
-    spent = budgets.spent(row, currency=account.currency, at=at)
+def note_budget(account: LockedAccount, row: CacheObject, *, spent_at: datetime, at: datetime) -> None:
+    spent = budgets.spent(row, currency=account.currency, at=spent_at)
     note(
         row.id,
         row.organization_id,
@@ -500,7 +500,7 @@ def _note_planned_end(account: LockedAccount, row: CacheObject, *, at: datetime)
     """It lived until its planned end: say what had planned it, where that was not its owner."""
     if row.wanted_until is not None:
         # In the period that it ended in, however late that is written down.
-        note_budget(account, row, at=row.expired_at - timedelta(microseconds=1))
+        note_budget(account, row, spent_at=row.expired_at - timedelta(microseconds=1), at=at)
     elif row.ttl_policy == AUTO:
         quote = charging.creation_quote(model=row.model, tokens=row.tokens, currency=account.currency, at=at)
         note(row.id, row.organization_id, "auto_expired", at=at, actor="clock", **reasons.of_rest(row, quote))

@@ -97,7 +97,7 @@ class CacheObject(models.Model):
     error_message = models.CharField(max_length=1024, blank=True, default="")
 
     ttl_policy = models.CharField(
-        max_length=8, choices=TTL_POLICIES, default=FIXED, help_text="What decides its end."
+        max_length=8, choices=TTL_POLICIES, default=FIXED, db_default=FIXED, help_text="What decides its end."
     )
     wanted_until = models.DateTimeField(
         null=True, blank=True, help_text="The end that it would have, where its budget ends before that."
@@ -118,7 +118,7 @@ class CacheObject(models.Model):
         null=True, blank=True, help_text="How long its last precompute took, where it has a schedule."
     )
     budget_amount = models.DecimalField(max_digits=24, decimal_places=9, null=True, blank=True)
-    budget_per = models.CharField(max_length=5, choices=BUDGET_PERIODS, blank=True, default="")
+    budget_per = models.CharField(max_length=5, choices=BUDGET_PERIODS, blank=True, default="", db_default="")
 
     objects = CacheObjectQuerySet.as_manager()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -16,7 +17,10 @@ TAGS_MAX = 16
 WINDOWS_MAX = 16
 AUTO = "auto"
 
+_AMOUNT = r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,9})?"
+
 Seconds = Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)]
+Auto = Annotated[str, Meta(extra_json_schema={"enum": [AUTO]})]
 
 
 class Window(msgspec.Struct, rename={"from_": "from"}):
@@ -35,7 +39,7 @@ class WeeklySchedule(msgspec.Struct):
 class SpendingBudget(msgspec.Struct):
     """What creations and storage may cost; an amount of null takes the budget away."""
 
-    amount: Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,9})?$")] | None
+    amount: Annotated[str, Meta(extra_json_schema={"pattern": f"^{_AMOUNT}$"})] | None
     per: Literal["month", "total"] = "total"
 
 
@@ -46,7 +50,7 @@ class CreateCache(msgspec.Struct):
     name: Annotated[str, Meta(max_length=256)] | None = None
     description: Annotated[str, Meta(max_length=512)] | None = None
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
-    ttl: Seconds | Literal["auto"] | None = None
+    ttl: Seconds | Auto | None = None
     ttl_cap: Annotated[int, Meta(ge=1, le=INT64_MAX)] | None = None
     expired_at: Seconds | None = None
     schedule: WeeklySchedule | None = None
@@ -56,7 +60,7 @@ class CreateCache(msgspec.Struct):
 
 class UpdateCache(msgspec.Struct):
     metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
-    ttl: Seconds | Literal["auto"] | None = None
+    ttl: Seconds | Auto | None = None
     ttl_cap: Annotated[int, Meta(ge=1, le=INT64_MAX)] | None = None
     expired_at: Seconds | None = None
     schedule: WeeklySchedule | None = None
@@ -74,6 +78,8 @@ def check_metadata(metadata: dict[str, str] | None) -> None:
 def check_lifetime(wanted: CreateCache | UpdateCache) -> tuple[int | None, int | None]:
     """(ttl, expired_at) in seconds, with zero and negative values taken as not given. Raises InvalidRequest when more
     than one thing is to decide the end."""
+    if isinstance(wanted.ttl, str) and wanted.ttl != AUTO:
+        raise refuse("ttl", wanted.ttl[:40], f'seconds, or "{AUTO}"')
     ttl = wanted.ttl if isinstance(wanted.ttl, int) and wanted.ttl > 0 else None
     expired_at = wanted.expired_at if wanted.expired_at is not None and wanted.expired_at > 0 else None
     said = {"ttl": AUTO if wanted.ttl == AUTO else ttl, "expired_at": expired_at}
@@ -91,5 +97,11 @@ def check_lifetime(wanted: CreateCache | UpdateCache) -> tuple[int | None, int |
 
 
 def check_budget(budget: SpendingBudget | None) -> None:
-    if budget is not None and budget.amount is not None and not budget.amount.strip("0."):
-        raise refuse("budget.amount", budget.amount, "more than 0, or null for none")
+    if budget is None or budget.amount is None:
+        return
+    if not re.fullmatch(_AMOUNT, budget.amount) or not budget.amount.strip("0."):
+        raise refuse(
+            "budget.amount",
+            budget.amount[:40],
+            'an amount above 0 like "12.5", of at most 9 decimal places, or null for none',
+        )
