@@ -1,4 +1,5 @@
-"""What a subject's creations and storage may cost, in each month of UTC+8 or in total.
+"""What the creations and the storage of a subject, or of a whole organization, may cost, in each month of UTC+8 or
+in total.
 
 Nothing is written while time passes, as with storage itself: when a budget ends follows from what was spent, the
 prices and the minutes of the open segment. Who opens or moves a segment asks for that end first and plans no later
@@ -7,8 +8,9 @@ one. All of it under the account's lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -16,9 +18,9 @@ from typing import Any
 from django.db.models import QuerySet, Sum
 
 from billing import money, price_book, rating, segments
-from billing.models import EntryKind, LedgerEntry, Meter, StorageLine, StorageSegment
+from billing.models import EntryKind, Hold, LedgerEntry, Meter, StorageLine, StorageSegment
 from billing.money import ZERO
-from billing.rating import StoredSpan
+from billing.rating import Fund, StoredSpan
 
 MONTH, TOTAL = "month", "total"
 PERIODS = (MONTH, TOTAL)
@@ -41,6 +43,48 @@ class Spender:
     creation_keys: Sequence[str]
     currency: str
 
+    def created(self) -> QuerySet[LedgerEntry]:
+        return LedgerEntry.objects.filter(
+            kind=EntryKind.CREATION,
+            meter_event__source=Meter.CREATION.value,
+            meter_event__source_key__in=self.creation_keys,
+        )
+
+    def stored(self) -> QuerySet[StorageSegment]:
+        return StorageSegment.objects.filter(subject=self.subject)
+
+    def reserved(self) -> Decimal:
+        """What is held for creations of which nothing is charged yet."""
+        return ZERO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganizationSpender:
+    """All subjects of an organization. `own_hold` is of the creation that is decided on, and no reserve."""
+
+    organization_id: str
+    currency: str
+    own_hold: uuid.UUID | None = None
+
+    def created(self) -> QuerySet[LedgerEntry]:
+        return LedgerEntry.objects.filter(
+            kind=EntryKind.CREATION,
+            meter_event__organization_id=self.organization_id,
+            meter_event__meter=Meter.CREATION.value,
+        )
+
+    def stored(self) -> QuerySet[StorageSegment]:
+        return StorageSegment.objects.filter(organization_id=self.organization_id)
+
+    def reserved(self) -> Decimal:
+        held = Hold.objects.filter(
+            organization_id=self.organization_id, kind=Hold.Kind.CREATION, state=Hold.State.OPEN
+        )
+        return _sum(held.exclude(reference=self.own_hold) if self.own_hold is not None else held)
+
+
+AnySpender = Spender | OrganizationSpender
+
 
 def period_at(budget: Budget, at: datetime) -> tuple[datetime | None, datetime | None]:
     """The first instant of the budget's period that holds `at`, and of the next one; None: without end."""
@@ -50,24 +94,24 @@ def period_at(budget: Budget, at: datetime) -> tuple[datetime | None, datetime |
     return first, (first + timedelta(days=32)).replace(day=1)
 
 
-def spent(budget: Budget, spender: Spender, *, at: datetime) -> Decimal:
+def spent(budget: Budget, spender: AnySpender, *, at: datetime) -> Decimal:
     """What was spent in the budget's period up to `at`, minutes that have started included."""
     first, _ = period_at(budget, at)
-    amount = _spent_before(spender, first)
-    row = StorageSegment.objects.filter(subject=spender.subject, closed_at__isnull=True).first()
-    if row is None:
-        return amount
-    span = _whole_span(row, currency=spender.currency, ends_at=row.ends_at)
-    end = min(
-        rating.minutes_started(started_at=row.started_at, at=at),
-        rating.minutes_lived(started_at=row.started_at, ended_at=row.ends_at),
-    )
-    return money.add(amount, _cost(span, first, end))
+    spans = _whole_spans(_open_rows(spender), currency=spender.currency)
+    return money.add(_spent_before(spender, first), _cost(spans, first, _started_before(at)))
+
+
+def left(budget: Budget, spender: AnySpender, *, at: datetime) -> Decimal:
+    """What nobody has spent in the budget's period, nor is going to by what is open now."""
+    first, last = period_at(budget, at)
+    spans = _whole_spans(_open_rows(spender), currency=spender.currency)
+    gone = [_spent_before(spender, first), spender.reserved(), _cost(spans, first, last)]
+    return money.subtract(budget.amount, money.total(gone))
 
 
 def ends_at(
     budget: Budget,
-    spender: Spender,
+    spender: AnySpender,
     segment: StorageSegment,
     *,
     ends_at: datetime,
@@ -75,13 +119,18 @@ def ends_at(
     more: Decimal = ZERO,
 ) -> datetime | None:
     """The start of the first minute of an open segment, or one that is about to be opened, that the budget cannot
-    pay; None when it pays all up to `ends_at`. `more` is about to be spent, in the period of `at`."""
+    pay; None when it pays all up to `ends_at`. `more` is about to be spent, in the period of `at`.
+
+    What the spender's other open segments cost up to their planned ends, and what is held for creations, is theirs.
+    """
     price_book.wait_for_announcements()
-    span = _whole_span(segment, currency=spender.currency, ends_at=ends_at)
+    [span] = _whole_spans([segment], currency=spender.currency, ends_at=ends_at)
+    others = _whole_spans(_open_rows(spender, except_segment=segment.pk), currency=spender.currency)
     planned = rating.minutes_lived(started_at=span.started_at, ended_at=ends_at)
     first, last = period_at(budget, at)
-    left = money.subtract(budget.amount, money.add(_spent_before(spender, first), more))
+    gone = money.total([_spent_before(spender, first), spender.reserved(), more])
     while True:
+        left = money.subtract(budget.amount, money.add(gone, _cost(others, first, last)))
         end = planned if last is None else _minutes_before(span, last, planned)
         beyond = rating.first_beyond(
             span, first_minute=_first_minute(span, first), end_minute=end, allowance=left
@@ -91,17 +140,47 @@ def ends_at(
         if last is None or end >= planned:
             return None
         first, last = period_at(budget, last)
+        gone = ZERO
+
+
+def all_end_at(budget: Budget, spender: AnySpender, *, at: datetime) -> datetime | None:
+    """The start of the first minute of any open segment that the budget cannot pay, if all go on to their planned
+    ends; None when it pays all of them. Creations that are held for come first."""
+    price_book.wait_for_announcements()
+    rows = _open_rows(spender)
+    spans = _whole_spans(rows, currency=spender.currency)
+    planned = max((row.ends_at for row in rows), default=at)
+    first, last = period_at(budget, at)
+    left = money.subtract(budget.amount, money.add(_spent_before(spender, first), spender.reserved()))
+    while True:
+        inside = [_within(span, first, last) for span in spans if last is None or span.started_at < last]
+        if left < ZERO:
+            return max(at, first or at)
+        found = rating.exhausts_at(inside, [Fund(free=left, expires_at=None)])
+        if found is not None or last is None or last >= planned:
+            return found
+        first, last = period_at(budget, last)
         left = budget.amount
 
 
-def _spent_before(spender: Spender, first: datetime | None) -> Decimal:
-    """Creations and closed segments of the period that began at `first`."""
-    created = LedgerEntry.objects.filter(
-        kind=EntryKind.CREATION,
-        meter_event__source=Meter.CREATION.value,
-        meter_event__source_key__in=spender.creation_keys,
+def _within(span: StoredSpan, first: datetime | None, last: datetime | None) -> StoredSpan:
+    """Its minutes from `first` on, up to `last`."""
+    billed = min(
+        _first_minute(span, first), rating.minutes_lived(started_at=span.started_at, ended_at=span.ends_at)
     )
-    closed = StorageSegment.objects.filter(subject=spender.subject, closed_at__isnull=False)
+    ends_at = span.ends_at if last is None else min(span.ends_at, last)
+    return replace(span, billed_minutes=billed, ends_at=ends_at)
+
+
+def _open_rows(spender: AnySpender, *, except_segment: int | None = None) -> list[StorageSegment]:
+    rows = spender.stored().filter(closed_at__isnull=True)
+    return [row for row in rows if row.pk != except_segment]
+
+
+def _spent_before(spender: AnySpender, first: datetime | None) -> Decimal:
+    """Creations and closed segments of the period that began at `first`."""
+    created = spender.created()
+    closed = spender.stored().filter(closed_at__isnull=False)
     whole, straddling = closed, closed.none()
     if first is not None:
         created = created.filter(meter_event__occurred_at__gte=first)
@@ -110,8 +189,8 @@ def _spent_before(spender: Spender, first: datetime | None) -> Decimal:
     lines = StorageLine.objects.filter(segment__in=whole.values("id"))
     parts = [_sum(created), _sum(lines)]
     for row in straddling:
-        span = _whole_span(row, currency=spender.currency, ends_at=row.closed_at or row.ends_at)
-        parts.append(_cost(span, first, row.billed_minutes))
+        [span] = _whole_spans([row], currency=spender.currency, ends_at=row.closed_at)
+        parts.append(_cost([span], first, row.closed_at))
     return money.total(parts)
 
 
@@ -120,17 +199,33 @@ def _sum(rows: QuerySet[Any]) -> Decimal:
     return money.exact(found or 0)
 
 
-def _whole_span(row: StorageSegment, *, currency: str, ends_at: datetime) -> StoredSpan:
-    """A segment from its first minute on, as if nothing of it were billed yet."""
-    prices = segments.prices_over(row.model, currency, first=row.started_at, last=max(row.ends_at, ends_at))
-    return StoredSpan(
-        tokens=row.tokens, started_at=row.started_at, ends_at=ends_at, billed_minutes=0, prices=prices
-    )
+def _whole_spans(
+    rows: Sequence[StorageSegment], *, currency: str, ends_at: datetime | None = None
+) -> list[StoredSpan]:
+    """Segments from their first minute on, as if nothing of them were billed yet; `ends_at` for their own."""
+    unbilled = [
+        StorageSegment(
+            model=row.model, tokens=row.tokens, started_at=row.started_at, ends_at=ends_at or row.ends_at
+        )
+        for row in rows
+    ]
+    return segments.spans(unbilled, currency=currency)
 
 
-def _cost(span: StoredSpan, first: datetime | None, end_minute: int) -> Decimal:
-    lines = rating.storage_lines(span, first_minute=_first_minute(span, first), end_minute=end_minute)
-    return money.total(line.amount for line in lines)
+def _started_before(at: datetime) -> datetime:
+    """A minute that starts at `at` has started."""
+    return at + rating.MICROSECOND
+
+
+def _cost(spans: Iterable[StoredSpan], first: datetime | None, last: datetime | None) -> Decimal:
+    """What the minutes cost that start in [first, last) within the spans' planned ends."""
+    parts = []
+    for span in spans:
+        planned = rating.minutes_lived(started_at=span.started_at, ended_at=span.ends_at)
+        end = planned if last is None else _minutes_before(span, last, planned)
+        lines = rating.storage_lines(span, first_minute=_first_minute(span, first), end_minute=end)
+        parts += [line.amount for line in lines]
+    return money.total(parts)
 
 
 def _first_minute(span: StoredSpan, first: datetime | None) -> int:

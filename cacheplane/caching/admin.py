@@ -34,6 +34,7 @@ from cacheplane.caching.models import (
     CacheTag,
     CacheTagChange,
     IdempotencyKey,
+    OrganizationBudget,
 )
 from cacheplane.errors import Conflict
 
@@ -471,6 +472,16 @@ class CacheTagChangeAdmin(ReadOnlyAdmin):
     date_hierarchy = "at"
     ordering = ["-at", "-id"]
     fields = ["at", "tag", "version", "kind", "cache_id", "organization", "actor"]
+
+
+@admin.register(OrganizationBudget)
+class OrganizationBudgetAdmin(ReadOnlyAdmin):
+    """What an organization's creations and storage may cost; `manage.py set_budget` changes it."""
+
+    list_display = [_organization_column, "amount", "per", _time_column("set_at", "set"), "set_by"]
+    search_fields = ["organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    fields = ["organization", "amount", "per", "set_at", "set_by"]
 
 
 @admin.register(IdempotencyKey)

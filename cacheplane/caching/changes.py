@@ -9,13 +9,15 @@ from django.db import transaction
 
 from billing import accounts, clock, price_book
 from billing.accounts import LockedAccount
-from billing.budgets import Budget
+from billing.budgets import Budget, OrganizationSpender, all_end_at
 from billing.models import Meter
+from cacheplane.access import audit
 from cacheplane.caching import budgets, lifecycle, reasons, uses
 from cacheplane.caching.lifetimes import Lifetime
-from cacheplane.caching.models import ACTIVE, AUTO, PENDING, CacheObject
+from cacheplane.caching.models import ACTIVE, AUTO, PENDING, CacheObject, OrganizationBudget
 
 NEW_PRICE = "The price of storage changes, so its budget ends at another time."
+NEW_BUDGET = "The organization's budget changes, so it ends at another time."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +111,70 @@ def keep_to_budgets() -> int:
     since = clock.now() - 2 * price_book.NOTICE
     if not price_book.was_announced(meter=Meter.STORAGE, since=since):
         return 0
+    for organization_id in OrganizationBudget.objects.values_list("organization_id", flat=True):
+        with transaction.atomic():
+            account = accounts.lock(organization_id)
+            _keep_organization_s(account, at=account.locked_at, actor="clock", why=NEW_PRICE)
     found = CacheObject.objects.filter(status=ACTIVE, budget_amount__isnull=False)
     pairs = list(found.order_by("organization_id", "id").values_list("organization_id", "id"))
     for organization_id, cache_id in pairs:
         with transaction.atomic():
             account = accounts.lock(organization_id)
-            at = account.locked_at
-            row = CacheObject.objects.select_for_update(of=("self",)).with_what_decides_status()
-            locked = row.filter(id=cache_id, budget_amount__isnull=False).first()
-            if locked is not None and locked.status_at(at) == ACTIVE:
-                until = locked.wanted_until or locked.expired_at
-                lifecycle.set_end(
-                    account, locked, until=until, at=at, actor="clock", kind="repriced", why=NEW_PRICE
-                )
+            for row in _active_rows(organization_id, at=account.locked_at, id=cache_id):
+                _plan_anew(account, row, at=account.locked_at, why=NEW_PRICE)
     return len(pairs)
+
+
+def set_organization_budget(
+    organization_id: str, budget: Budget | None, *, operator: str, reason: str
+) -> None:
+    """What all creations and storage of an organization may cost; None: what its money allows.
+
+    Objects that would pass it end sooner, all within one minute; those that an earlier budget cut get their ends back as
+    far as this one goes. Raises InvalidRequest without a reason, and billing's AccountNotFound.
+    """
+    with transaction.atomic():
+        account = accounts.lock(organization_id)
+        at = account.locked_at
+        audit.record(
+            operator=operator,
+            action="organization.set_budget",
+            subject=organization_id,
+            organization_id=organization_id,
+            reason=audit.required_reason(reason),
+            detail={"amount": str(budget.amount), "per": budget.per} if budget is not None else {},
+        )
+        known = OrganizationBudget.objects.filter(organization_id=organization_id)
+        if budget is None:
+            known.delete()
+        else:
+            OrganizationBudget.objects.update_or_create(
+                organization_id=organization_id,
+                defaults={"amount": budget.amount, "per": budget.per, "set_at": at, "set_by": operator},
+            )
+        _keep_organization_s(account, at=at, actor=operator, why=NEW_BUDGET)
+
+
+def _keep_organization_s(account: LockedAccount, *, at: datetime, actor: str, why: str) -> None:
+    """Cut what would pass the organization's budget, and give back what it leaves."""
+    organization_id = account.organization_id
+    budget = budgets.of_organization(organization_id)
+    if budget is not None:
+        spender = OrganizationSpender(organization_id=organization_id, currency=account.currency)
+        end = all_end_at(budget, spender, at=at)
+        for row in _active_rows(organization_id, at=at) if end is not None else ():
+            if row.expired_at > end:
+                lifecycle.cut_end(account, row, ends_at=end, at=at, actor=actor, why=why)
+    for row in _active_rows(organization_id, at=at, wanted_until__isnull=False):
+        _plan_anew(account, row, at=at, why=why)
+
+
+def _active_rows(organization_id: str, *, at: datetime, **about: object) -> list[CacheObject]:
+    rows = CacheObject.objects.of(organization_id).select_for_update(of=("self",)).with_what_decides_status()
+    found = rows.filter(status=ACTIVE, **about).order_by("id")
+    return [row for row in found if row.status_at(at) == ACTIVE]
+
+
+def _plan_anew(account: LockedAccount, row: CacheObject, *, at: datetime, why: str) -> None:
+    until = row.wanted_until or row.expired_at
+    lifecycle.set_end(account, row, until=until, at=at, actor="clock", kind="repriced", why=why)

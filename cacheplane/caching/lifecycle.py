@@ -387,6 +387,39 @@ def set_end(
     assert row.segment is not None
     ends_at = max(at, budgets.within(account, row, row.segment, until=until, at=at))
     wanted_until = until if ends_at < until else None
+    _write_end(
+        account, row, ends_at=ends_at, wanted_until=wanted_until, at=at, actor=actor, kind=kind, **detail
+    )
+
+
+def cut_end(
+    account: LockedAccount, row: CacheObject, *, ends_at: datetime, at: datetime, actor: str, **detail: Any
+) -> None:
+    """An active object ends sooner than it would, because its organization's budget does."""
+    _write_end(
+        account,
+        row,
+        ends_at=max(at, ends_at),
+        wanted_until=row.wanted_until or row.expired_at,
+        at=at,
+        actor=actor,
+        kind="extended",
+        **detail,
+    )
+
+
+def _write_end(
+    account: LockedAccount,
+    row: CacheObject,
+    *,
+    ends_at: datetime,
+    wanted_until: datetime | None,
+    at: datetime,
+    actor: str,
+    kind: str,
+    **detail: Any,
+) -> None:
+    assert row.segment is not None
     if (ends_at, wanted_until) == (row.expired_at, row.wanted_until):
         return
     if wanted_until is not None:
@@ -408,15 +441,10 @@ def _note_end(
 
 
 def note_budget(account: LockedAccount, row: CacheObject, *, spent_at: datetime, at: datetime) -> None:
-    spent = budgets.spent(row, currency=account.currency, at=spent_at)
-    note(
-        row.id,
-        row.organization_id,
-        "budget_reached",
-        at=at,
-        actor="clock",
-        **reasons.of_budget(row, spent=spent),
-    )
+    reached = budgets.reached(account, row, at=spent_at)
+    if reached is not None:
+        detail = reasons.of_budget(reached)
+        note(row.id, row.organization_id, "budget_reached", at=at, actor="clock", **detail)
 
 
 def require_room(organization_id: str, *, tokens: int, cached_tokens_max: int | None, at: datetime) -> None:

@@ -214,6 +214,29 @@ class CacheObjectEvent(models.Model):
         return f"{self.cache_id} {self.kind}"
 
 
+class OrganizationBudget(models.Model):
+    """What all creations and all storage of an organization may cost. Set by an operator; see `changes`."""
+
+    organization = models.OneToOneField(
+        "access.Organization", primary_key=True, on_delete=models.PROTECT, related_name="cache_budget"
+    )
+    amount = models.DecimalField(max_digits=24, decimal_places=9)
+    per = models.CharField(max_length=5, choices=CacheObject.BUDGET_PERIODS)
+    set_at = models.DateTimeField()
+    set_by = models.CharField(max_length=128)
+
+    class Meta:
+        ordering = ["organization"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount__gt=0, per__in=[MONTH, TOTAL]), name="organization_budget_is_one"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.per}"
+
+
 class CacheTagQuerySet(models.QuerySet["CacheTag"]):
     def of(self, organization_id: str) -> CacheTagQuerySet:
         """Where every look-up for a caller starts."""

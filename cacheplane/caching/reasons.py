@@ -7,8 +7,10 @@ from decimal import Decimal
 from typing import Any
 
 from billing import money
+from billing.budgets import MONTH
 from billing.charging import CreationQuote
 from cacheplane.caching import ski_rental
+from cacheplane.caching.budgets import Reached
 from cacheplane.caching.models import CacheObject
 
 MINUTE = timedelta(minutes=1)
@@ -80,12 +82,12 @@ def of_refusal(sentence: str, *, opens_at: datetime, retry_at: datetime) -> dict
     }
 
 
-def of_budget(row: CacheObject, *, spent: Decimal) -> dict[str, Any]:
-    assert row.budget_amount is not None
-    period = "this month" if row.budget_per == "month" else "in total"
+def of_budget(reached: Reached) -> dict[str, Any]:
+    period = "this month" if reached.budget.per == MONTH else "in total"
+    whose = "Its organization's creations" if reached.is_organizations else "Its creations"
     return {
-        "budget": money.text(row.budget_amount),
-        "budget_per": row.budget_per,
-        "spent": money.text(spent),
-        "why": f"Its creation and storage have cost what it may cost {period}: a minute more would be beyond it.",
+        "budget": money.text(reached.budget.amount),
+        "budget_per": reached.budget.per,
+        "spent": money.text(reached.spent),
+        "why": f"{whose} and storage have cost what they may cost {period}: a minute more would be beyond it.",
     }

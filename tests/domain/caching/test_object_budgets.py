@@ -169,6 +169,6 @@ def test_what_was_spent_is_told_to_the_minute(owner: Owner) -> None:
     owner.pass_time(row, minutes=4.5)
     with transaction.atomic():
         account = accounts.lock(owner.organization_id)
-        found = budgets.spent(owner.read(row), currency=account.currency, at=account.locked_at)
-    assert found == CREATION + 5 * STORAGE
+        found = budgets.reached(account, owner.read(row), at=account.locked_at)
+    assert found is not None and found.spent == CREATION + 5 * STORAGE
     assert at_least(clock.now(), owner.read(row).activated_at + timedelta(minutes=4.5))
