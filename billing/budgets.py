@@ -184,7 +184,7 @@ def _spent_before(spender: AnySpender, first: datetime | None) -> Decimal:
     whole, straddling = closed, closed.none()
     if first is not None:
         created = created.filter(meter_event__occurred_at__gte=first)
-        whole = closed.filter(started_at__gte=first)
+        whole = closed.filter(started_at__gte=first, closed_at__gte=first)
         straddling = closed.filter(started_at__lt=first, closed_at__gt=first)
     lines = StorageLine.objects.filter(segment__in=whole.values("id"))
     parts = [_sum(created), _sum(lines)]

@@ -82,7 +82,10 @@ CACHE_EVENT: dict[str, Any] = {
         "id": {"type": "string"},
         "object": {"type": "string", "enum": ["context_cache_event"]},
         "cache_id": {"type": "string"},
-        "kind": {"type": "string", "examples": ["created", "active", "extended", "expired", "deleted"]},
+        "kind": {
+            "type": "string",
+            "examples": ["created", "active", "auto_extended", "schedule_opened", "expired"],
+        },
         "at": {"type": "string", "format": "date-time"},
         "actor": {"type": "string", "description": "an API key's id, system, or operator"},
         "detail": {"type": "object"},

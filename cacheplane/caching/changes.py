@@ -130,8 +130,8 @@ def set_organization_budget(
 ) -> None:
     """What all creations and storage of an organization may cost; None: what its money allows.
 
-    Objects that would pass it end sooner, all within one minute; those that an earlier budget cut get their ends back as
-    far as this one goes. Raises InvalidRequest without a reason, and billing's AccountNotFound.
+    Objects that would pass it end sooner, all within one minute; those that an earlier budget cut get their ends
+    back as far as this one goes. Raises InvalidRequest without a reason, and billing's AccountNotFound.
     """
     with transaction.atomic():
         account = accounts.lock(organization_id)
@@ -158,15 +158,20 @@ def set_organization_budget(
 def _keep_organization_s(account: LockedAccount, *, at: datetime, actor: str, why: str) -> None:
     """Cut what would pass the organization's budget, and give back what it leaves."""
     organization_id = account.organization_id
-    budget = budgets.of_organization(organization_id)
-    if budget is not None:
-        spender = OrganizationSpender(organization_id=organization_id, currency=account.currency)
-        end = all_end_at(budget, spender, at=at)
-        for row in _active_rows(organization_id, at=at) if end is not None else ():
-            if row.expired_at > end:
-                lifecycle.cut_end(account, row, ends_at=end, at=at, actor=actor, why=why)
+    end = _budget_ends_at(account, at=at)
+    if end is not None:
+        for row in _active_rows(organization_id, at=at, expired_at__gt=end):
+            lifecycle.cut_end(account, row, ends_at=end, at=at, actor=actor, why=why)
     for row in _active_rows(organization_id, at=at, wanted_until__isnull=False):
         _plan_anew(account, row, at=at, why=why)
+
+
+def _budget_ends_at(account: LockedAccount, *, at: datetime) -> datetime | None:
+    budget = budgets.of_organization(account.organization_id)
+    if budget is None:
+        return None
+    spender = OrganizationSpender(organization_id=account.organization_id, currency=account.currency)
+    return all_end_at(budget, spender, at=at)
 
 
 def _active_rows(organization_id: str, *, at: datetime, **about: object) -> list[CacheObject]:

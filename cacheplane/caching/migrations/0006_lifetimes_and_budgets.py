@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("access", "0004_admission_functions"),
-        ("billing", "0005_segments_of_subject"),
+        ("billing", "0004_plain_calls"),
         ("caching", "0005_messages_as_they_are"),
         ("kv", "0001_initial"),
     ]
