@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import connection, transaction
+from django.db import connection
 
-from billing import rating, segments
+from billing import chain_audit, rating, segments
 from billing.models import BillingAccount, LedgerAccount, StorageSegment
 from billing.rating import Fund
+from billing.snapshots import snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +42,7 @@ def violations(at: datetime) -> list[Violation]:
 
     Outside a transaction all questions see one snapshot: what is written meanwhile does not look like a mistake.
     """
-    if connection.in_atomic_block:
-        return _violations(at)
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    with snapshot():
         return _violations(at)
 
 
@@ -54,6 +52,7 @@ def _violations(at: datetime) -> list[Violation]:
         for invariant, query in QUERIES
         for subject, detail in _rows(query)
     ]
+    found += _broken_chains()
     found += _misjudged_accounts()
     for function in _registered.values():
         found += function(at)
@@ -72,12 +71,13 @@ def _rows(query: str) -> list[tuple[object, object]]:
     return rows
 
 
-POSTED = "I1 posted = credits - debits, without a gap"
+POSTED = "I1 posted = credits - debits, an unbroken chain"
 HELD = "I2 held = open holds, 0 <= held <= posted"
 EXPLAINED = "I3 each fact is charged, each charge has its fact"
 RERATED = "I4 amount = quantity x price in force"
 TILED = "I5 storage lines tile each segment"
 ONE_OPEN = "I6 one open segment per subject at most"
+INVOICED = "I7 invoices are the rounded ledger, in order"
 BALANCED = "I9 all accounts together are zero"
 RECKONING = "I10 commitment and exhaustion are as rated"
 
@@ -259,6 +259,56 @@ QUERIES = [
         """,
     ),
     (
+        # Periods are runs of a purse's sequence, so a statement opens where the one before it closed.
+        INVOICED,
+        """
+        SELECT id, format('number %s of its purse, booked at %s, after one of %s', purse_sequence, created_at, before)
+        FROM (
+            SELECT id, purse_sequence, created_at,
+                lag(created_at) OVER (PARTITION BY purse_id ORDER BY purse_sequence) AS before
+            FROM billing_ledgerentry WHERE purse_id IS NOT NULL) e
+        WHERE created_at < before
+        """,
+    ),
+    (
+        INVOICED,
+        """
+        WITH spent AS (
+            SELECT organization_id, date_trunc('month', created_at AT TIME ZONE interval '8 hours')::date AS month,
+                sum(CASE WHEN credit_id = purse_id THEN -amount ELSE amount END) AS total
+            FROM billing_ledgerentry
+            WHERE purse_id IS NOT NULL AND (kind IN ('creation', 'storage', 'call', 'prompt', 'completion')
+                OR (kind = 'reversal' AND credit_id = purse_id))
+            AND organization_id IN (SELECT organization_id FROM billing_invoice)
+            GROUP BY 1, 2)
+        SELECT i.id, format('%s spent to date, entries make %s', i.spent_to_date, s.total)
+        FROM billing_invoice i CROSS JOIN LATERAL (
+            SELECT coalesce(sum(s.total), 0) AS total FROM spent s
+            WHERE s.organization_id = i.organization_id AND s.month <= i.month) s
+        WHERE i.spent_to_date <> s.total
+        """,
+    ),
+    (
+        INVOICED,
+        """
+        SELECT id, format('number %s of %s, %s invoiced to date', number, n, total) FROM (
+            SELECT i.*, row_number() OVER w AS n, sum(amount) OVER w AS total
+            FROM billing_invoice i WINDOW w AS (PARTITION BY organization_id ORDER BY month)) i
+        WHERE number <> n OR total <> round(spent_to_date, 2)
+        """,
+    ),
+    (
+        # An invoice is the anchor of the chains: what was cut off or made anew behind it does not fit any more.
+        INVOICED,
+        """
+        SELECT i.id, format('number %s of purse %s is not what the invoice says', h.sequence, h.purse)
+        FROM billing_invoice i
+        CROSS JOIN jsonb_to_recordset(i.heads) AS h (purse uuid, sequence bigint, chain text)
+        LEFT JOIN billing_ledgerentry e ON e.purse_id = h.purse AND e.purse_sequence = h.sequence
+        WHERE h.chain IS DISTINCT FROM encode(e.chain, 'hex')
+        """,
+    ),
+    (
         # What purses have, and what the system's accounts have by their entries, cancel out, currency by currency.
         BALANCED,
         """
@@ -273,6 +323,17 @@ QUERIES = [
         """,
     ),
 ]
+
+
+def _broken_chains() -> Iterable[Violation]:
+    """Entries that are not what they were when they were chained, or not where. One per purse: the first."""
+    for broken in chain_audit.breaks():
+        entry = broken.entry
+        yield Violation(
+            invariant=POSTED,
+            subject=entry.purse,
+            detail=f"the chain breaks at number {entry.sequence}, entry {entry.id}: {broken.detail}",
+        )
 
 
 def _misjudged_accounts() -> Iterable[Violation]:

@@ -100,6 +100,35 @@ def cached_call_quote(
     return money.add(fee, tokens)
 
 
+def hold_more(
+    account: LockedAccount,
+    *,
+    hold_reference: uuid.UUID,
+    subject: str,
+    model: str,
+    completion_tokens: int,
+    started_at: datetime,
+    at: datetime,
+) -> int:
+    """Let a call's hold grow by the price of `completion_tokens`, or of as many as can be paid; how many that are.
+
+    The price is the one in force at `started_at`, as it is when the call is charged. Raises HoldNotFound, HoldClosed.
+    """
+    storage.cut_exhausted(account, at=at)
+    purses, parts = accounts.purses_and_hold(account, hold_reference)
+    holds.open_parts(parts, hold_reference)
+    price = price_book.price_at(
+        meter=Meter.COMPLETION, model=model, currency=account.currency, at=started_at
+    ).unit_price
+    if price > ZERO:
+        available = money.to_nanos(accounts.available(account, purses, at=at))
+        completion_tokens = min(completion_tokens, max(0, available // money.to_nanos(price)))
+    if completion_tokens > 0:
+        amount = rating.amount(completion_tokens, price)
+        holds.extend(account, reference=hold_reference, kind="call", subject=subject, amount=amount, at=at)
+    return completion_tokens
+
+
 # --- Charges --------------------------------------------------------------------------------------------------
 
 

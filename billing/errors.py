@@ -12,7 +12,9 @@
     ├── SegmentClosed           storage of that subject has ended
     ├── SegmentOpen             the subject is stored already
     ├── IdempotencyConflict     the same key came with other contents
-    └── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
+    ├── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
+    ├── StatementRefused        no statement is made for that period
+    └── InvoiceRefused          the month is not over
 
 Each has a `code` (stable, for logs and tests) and a sentence for a person. None knows HTTP.
 """
@@ -82,3 +84,11 @@ class IdempotencyConflict(BillingError):
 
 class ReversalRefused(BillingError):
     code = "reversal_refused"
+
+
+class StatementRefused(BillingError):
+    code = "statement_refused"
+
+
+class InvoiceRefused(BillingError):
+    code = "invoice_refused"

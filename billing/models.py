@@ -11,6 +11,9 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
+from billing import chain
+from billing.chain import ChainedEntry
+
 SYSTEM_NAMESPACE = uuid.UUID("5f0c0d3a-9d2b-5f0e-8f0a-1d1f6f1d6b10")
 """System accounts have ids made from their name, so that posting needs no look-up."""
 
@@ -248,11 +251,18 @@ class LedgerEntry(models.Model):
     operator = models.CharField(max_length=150, blank=True)
     request_id = models.CharField(max_length=64, blank=True)
     created_at = models.DateTimeField()
+    chain = models.BinaryField(null=True, max_length=32)
+    """The head of the purse's hash chain after this entry; made by the database as the row comes in."""
 
     class Meta:
         verbose_name_plural = "ledger entries"
         indexes: ClassVar = [
             models.Index(fields=["organization", "-id"], name="entries_of_organization"),
+            models.Index(
+                fields=["organization", "created_at"],
+                condition=Q(purse__isnull=True),
+                name="waivers_of_organization",
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount__gt=0), name="entry_moves_something"),
@@ -285,6 +295,11 @@ class LedgerEntry(models.Model):
                 condition=~Q(kind="recharge") | (~Q(reason="") & ~Q(operator="")),
                 name="recharge_says_who_and_why",
             ),
+            models.CheckConstraint(
+                condition=Q(purse__isnull=True, chain__isnull=True)
+                | Q(purse__isnull=False, chain__isnull=False),
+                name="entry_of_a_purse_is_chained",
+            ),
             models.UniqueConstraint(fields=["idempotency_key"], name="one_entry_per_idempotency_key"),
             models.UniqueConstraint(fields=["purse", "purse_sequence"], name="one_entry_per_sequence"),
             models.UniqueConstraint(
@@ -294,6 +309,35 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.amount} {self.currency}"
+
+    @property
+    def chained(self) -> ChainedEntry:
+        """What of an entry of a purse is in the purse's chain."""
+        assert self.purse_sequence is not None and self.balance_after is not None
+        return ChainedEntry(
+            id=self.pk,
+            organization=self.organization_id,
+            currency=self.currency,
+            purse=str(self.purse_id),
+            sequence=self.purse_sequence,
+            kind=self.kind,
+            change=self.amount if self.credit_id == self.purse_id else -self.amount,
+            balance_after=self.balance_after,
+            event=None if self.meter_event_id is None else str(self.meter_event_id),
+            quantity=self.quantity,
+            unit_price=self.unit_price,
+            reverses=self.reverses_id,
+            reason=self.reason,
+            request_id=self.request_id,
+            created_at=self.created_at,
+            sealed=chain.sealed(
+                debit=str(self.debit_id),
+                credit=str(self.credit_id),
+                idempotency_key=self.idempotency_key,
+                price=self.price_id,
+                operator=self.operator,
+            ),
+        )
 
 
 class Hold(models.Model):
@@ -448,3 +492,36 @@ class StorageLine(models.Model):
 
     def __str__(self) -> str:
         return f"{self.segment_id} [{self.first_minute}, {self.end_minute})"
+
+
+class Invoice(models.Model):
+    """What an organization spent in one month, to fen. Written by `invoicing`, once; never changed.
+
+    `amount` is the rounded sum of all spending up to the month's end, less that of the invoice before: so all invoices
+    together are what the ledger says, rounded once. `heads` are the purses' hash chains at the month's end.
+    """
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="invoices", db_index=False
+    )
+    month = models.DateField(help_text="Its first day.")
+    number = models.IntegerField(help_text="Counts the organization's invoices from 1, without a gap.")
+    currency = models.CharField(max_length=3, choices=CURRENCIES)
+    spent = money_field(help_text="Exact, since the invoice before.")
+    spent_to_date = money_field(help_text="Exact, since the first entry.")
+    amount = models.DecimalField(max_digits=17, decimal_places=2)
+    heads = models.JSONField()
+    made_at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["organization", "month"], name="one_invoice_per_month"),
+            models.UniqueConstraint(fields=["organization", "number"], name="one_invoice_per_number"),
+            models.CheckConstraint(condition=Q(month__day=1), name="invoice_is_of_a_month"),
+            models.CheckConstraint(
+                condition=Q(number__gt=0, spent_to_date__gte=0), name="invoice_counts_from_one"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} {self.month:%Y-%m}"

@@ -23,7 +23,7 @@ if not is_given:
 
 # Django must be set up before anything that owns a model is imported.
 from starlette.applications import Starlette  # noqa: E402
-from starlette.routing import Route  # noqa: E402
+from starlette.types import Receive, Scope, Send  # noqa: E402
 
 from cacheplane import database  # noqa: E402
 from cacheplane.access import rate_limits  # noqa: E402
@@ -66,7 +66,20 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await http.aclose()
 
 
-application = Starlette(routes=[Route("/v1/chat/completions", ChatCompletions())], lifespan=lifespan)
-# Not a Mount, whose pattern does not take every path: one with a line break in it would be answered by Starlette.
-application.router.default = BoundedBodies(django_application)  # type: ignore[arg-type]  # Django's scope is narrower
-application.router.redirect_slashes = False
+class Application:
+    """The hot path first, before anything that every call would have to pass through."""
+
+    def __init__(self) -> None:
+        self.hot = {"/v1/chat/completions": ChatCompletions()}
+        self.others = BoundedBodies(django_application)  # type: ignore[arg-type]  # Django's scope is narrower
+        self._lifespan = Starlette(lifespan=lifespan)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.hot.get(scope["path"], self.others)(scope, receive, send)
+        else:
+            # Start and stop; and a websocket, which is closed: there is none.
+            await self._lifespan(scope, receive, send)
+
+
+application = Application()

@@ -19,6 +19,7 @@ SWEEP_PRECOMPUTE = "workers.sweep_precompute"
 REAP_CALLS = "workers.reap_calls"
 SETTLE_STORAGE = "workers.settle_storage"
 AUDIT_LEDGER = "workers.audit_ledger"
+MAKE_INVOICES = "workers.make_invoices"
 DESTROY_ORPHANS = "workers.destroy_orphans"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 WATCH_FOR_WEBHOOKS = "workers.watch_for_webhooks"
@@ -34,6 +35,7 @@ ALL = (
     REAP_CALLS,
     SETTLE_STORAGE,
     AUDIT_LEDGER,
+    MAKE_INVOICES,
     DESTROY_ORPHANS,
     DELIVER_WEBHOOKS,
     WATCH_FOR_WEBHOOKS,

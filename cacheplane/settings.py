@@ -134,6 +134,8 @@ ENGINE_API_KEYS = env.dict("ENGINE_API_KEYS", default={})
 ENGINE_KV_DIR = Path(env.str("ENGINE_KV_DIR", default=str(DATA_DIR / "kv")))
 SLOT_WAIT_SECONDS = env.float("SLOT_WAIT_SECONDS", default=10.0)
 """How long a call waits for a free slot before it is told that the engine is overloaded."""
+HOLD_COMPLETION_TOKENS = env.int("HOLD_COMPLETION_TOKENS", default=512)
+"""Money is set aside for this many tokens of an answer before it begins, and for as many again as it grows."""
 CALL_TIMEOUT_SECONDS = env.float("CALL_TIMEOUT_SECONDS", default=300.0)
 PREFILL_TIMEOUT_SECONDS = env.float("PREFILL_TIMEOUT_SECONDS", default=7200.0)
 

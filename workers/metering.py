@@ -6,7 +6,7 @@ import structlog
 from django.db import transaction
 from django.db.models import F, Q
 
-from billing import accounts, audit, clock, storage
+from billing import accounts, audit, clock, invoicing, storage
 from billing.models import BillingAccount
 from cacheplane import dispatch
 from cacheplane.celery import app
@@ -41,3 +41,12 @@ def audit_ledger() -> None:
         if is_alone:
             for violation in audit.violations(clock.now()):
                 log.error("ledger_violation", invariant=violation.invariant, subject=violation.subject)
+
+
+@app.task(name=dispatch.MAKE_INVOICES)
+def make_invoices() -> None:
+    with alone("make_invoices") as is_alone:
+        if is_alone:
+            for organization_id in invoicing.organizations():
+                for invoice in invoicing.make(organization_id, at=clock.now()):
+                    log.info("invoice_made", organization_id=organization_id, number=invoice.number)

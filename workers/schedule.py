@@ -28,6 +28,8 @@ app.conf.beat_schedule = {
     # Lines of storage are posted hourly; what is owed is exact in between without them.
     "settle storage": _every(3600.0, dispatch.SETTLE_STORAGE),
     "audit ledger": _every(3600.0, dispatch.AUDIT_LEDGER),
+    # Only the hour after a month's end, and an hour of waiting, has something to do.
+    "make invoices": _every(3600.0, dispatch.MAKE_INVOICES),
     "sweep webhooks": _every(3600.0, dispatch.SWEEP_WEBHOOKS),
     "destroy orphans": _every(3600.0, dispatch.DESTROY_ORPHANS),
 }

@@ -23,6 +23,7 @@ from billing.errors import BillingError
 from billing.models import (
     BillingAccount,
     Hold,
+    Invoice,
     LedgerAccount,
     LedgerEntry,
     Meter,
@@ -160,11 +161,12 @@ class BillingAccountAdmin(ReadOnlyAdmin):
     def rows(self, obj: BillingAccount) -> SafeString:
         of = f"organization_id={obj.organization_id}"
         return format_html(
-            "{} · {} · {} · {}",
+            "{} · {} · {} · {} · {}",
             _link("ledgerentry", of, "entries"),
             _link("ledgeraccount", of, "purses"),
             _link("hold", of, "holds"),
             _link("storagesegment", of, "segments"),
+            _link("invoice", of, "invoices"),
         )
 
     @action(description="Recharge", url_path="recharge", permissions=["operate"], icon="payments")
@@ -244,6 +246,7 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
     ]
     date_hierarchy = "created_at"
     ordering = ["-id"]
+    readonly_fields = ["chain_in_hex"]
     actions_detail = ["correct"]
 
     @display(description="amount", ordering="amount")
@@ -256,6 +259,10 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
     @display(description="subject")
     def subject(self, obj: LedgerEntry) -> str:
         return obj.meter_event.subject if obj.meter_event else ""
+
+    @display(description="chain")
+    def chain_in_hex(self, obj: LedgerEntry) -> str:
+        return bytes(obj.chain).hex() if obj.chain else ""
 
     @action(description="Reverse", url_path="reverse", permissions=["operate"], icon="undo")
     def correct(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -279,6 +286,15 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
             perform=perform,
             back_to=entry.pk,
         )
+
+
+@admin.register(Invoice)
+class InvoiceAdmin(OfOrganizationAdmin):
+    list_display = ["month", "organization", "number", "amount", "currency", "spent", "made_at"]
+    list_filter = ["currency"]
+    search_fields = ["organization__id", "organization__name"]
+    date_hierarchy = "month"
+    ordering = ["-month", "organization"]
 
 
 @admin.register(MeterEvent)

@@ -111,6 +111,7 @@ class Exchange:
             request=parsed.request,
             reference=_reference(parsed.reference),
             request_id=self.request_id,
+            is_live=parsed.is_stream,
         )
         if call.reference is not None and call.reference.is_dry_run:
             await self._answer_dry_run(call, await calls.dry_run(self.caller, call))

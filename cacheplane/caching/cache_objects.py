@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.db import transaction
+from django.db.models import Value
 from django.db.models.lookups import GreaterThan, LessThan
+from psycopg.types.json import Jsonb
 
 from billing import accounts, clock
 from billing.accounts import LockedAccount
 from billing.budgets import Budget
-from cacheplane import dispatch
+from cacheplane import database, dispatch
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching import budgets, changes, idempotency, lifecycle, schedules, tags
 from cacheplane.caching.changes import Change
-from cacheplane.caching.digests import digest, sorted_tools
+from cacheplane.caching.digests import canonical, digest_of, sorted_tools
 from cacheplane.caching.idempotency import Once
 from cacheplane.caching.lifetimes import Auto, Fixed, Lifetime, Scheduled
 from cacheplane.caching.models import ACTIVE, PAGE_ORDER, PENDING, CacheObject, new_cache_id
@@ -59,12 +61,16 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     tools, tokens = counted(caller, new)
     # The limits are decided and committed on their own: a refused creation has still been asked for.
     rate_limits.admit_tokens(caller, tokens=tokens)
+    messages = canonical(new.messages)
+    identity = digest_of(
+        messages, tools
+    )  # of a megabyte it takes a while, in which the account is not locked
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
         # The same creation may have come by another way meanwhile.
         if (earlier := _made_before(caller, new, at=account.locked_at)) is not None:
             return earlier
-        row = _write(account, caller, new, tools=tools, tokens=tokens)
+        row = _write(account, caller, new, messages=messages, tools=tools, identity=identity, tokens=tokens)
         dispatch.after_commit(dispatch.PRECOMPUTE)
     return row
 
@@ -91,9 +97,16 @@ def _made_before(caller: Caller, new: NewCacheObject, *, at: datetime) -> CacheO
 
 
 def _write(
-    account: LockedAccount, caller: Caller, new: NewCacheObject, *, tools: list[Tool] | None, tokens: int
+    account: LockedAccount,
+    caller: Caller,
+    new: NewCacheObject,
+    *,
+    messages: bytes,
+    tools: list[Tool] | None,
+    identity: str,
+    tokens: int,
 ) -> CacheObject:
-    """The row with all that belongs to it, inside the creation's transaction."""
+    """The row with all that belongs to it, inside the creation's transaction. `messages` are canonical."""
     at = account.locked_at
     until = new.lifetime.until(at)
     row = CacheObject(
@@ -105,10 +118,10 @@ def _write(
         name=new.name,
         description=new.description,
         metadata=new.metadata,
-        messages=new.messages,
+        messages=Value(Jsonb(messages, dumps=bytes)),  # they are JSON already
         tools=tools,
         message_count=len(new.messages),
-        digest=digest(new.messages, tools),
+        digest=identity,
         tokens=tokens,
         created_at=at,
         expired_at=until or at,
@@ -124,7 +137,9 @@ def _write(
         row.hold_reference = lifecycle.hold_creation(
             account, cache_id=row.id, model=new.model, tokens=tokens, at=at
         )
-    row.save(force_insert=True)
+    with database.values_apart():
+        row.save(force_insert=True)
+    row.messages = list(new.messages)
     lifecycle.note(
         row.id,
         caller.organization_id,
@@ -193,7 +208,7 @@ def count_tokens(family: str, messages: Sequence[Message], tools: Sequence[Tool]
     """Tokens that these messages and tools take as a prefix, the opening of an answer not counted."""
     engine = registry.engine_for(family)
     adapter = registry.adapter_of(engine)
-    return len(http.call(adapter.prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS))
+    return http.call(adapter.count_prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS)
 
 
 def possible(cache_id: str) -> str:

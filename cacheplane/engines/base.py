@@ -55,6 +55,12 @@ class Engine(Protocol):
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
         """Prompt tokens of a call with these messages, the opening of the answer included."""
 
+    def bound_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int | None:
+        """No fewer than `count_tokens` would say, and for a short prompt not many more; asks nobody.
+
+        None for what is long or out of the ordinary, and until some prompt of the same turns has been counted.
+        """
+
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
         """Token ids of these messages as a prefix, cut at a template boundary.
 
@@ -63,6 +69,9 @@ class Engine(Protocol):
 
         Raises InvalidRequest when the model's template does not keep the prefix stable under one more turn.
         """
+
+    async def count_prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+        """How many `prefix_tokens` there are, sooner. Raises as it does."""
 
     async def prefill(
         self, tokens: Sequence[int], *, slot: int, filename: str, on_progress: Progress | None = None
@@ -90,8 +99,12 @@ class Engine(Protocol):
     async def drop(self, filename: str) -> None:
         """Destroy the bytes of a saved state; absent is fine."""
 
-    def chat(self, request: ChatRequest, *, slot: int, reuse_tokens: bool) -> AsyncGenerator[ChatDelta, None]:
+    def chat(
+        self, request: ChatRequest, *, slot: int, reuse_tokens: bool, is_live: bool = True
+    ) -> AsyncGenerator[ChatDelta, None]:
         """Run a call in a slot; `reuse_tokens` lets the engine start from what the slot holds.
+
+        Unless `is_live`, nobody reads along, and deltas may come some milliseconds late, several at a time.
 
         Closing it (`aclosing`) closes the connection, and the engine stops. The last delta carries the final
         usage; each delta with content carries the usage so far, for a call that is given up.

@@ -44,11 +44,16 @@ _NEXT_TURN: Message = {"role": "user", "content": "1"}
 _OTHER_NEXT_TURN: Message = {"role": "user", "content": "2"}
 _SLOTS_KNOWN_SECONDS = 30.0  # after that an engine may have been started again with fewer
 _DISK_SPARE_BYTES = 8 << 20  # a failed save with less than this left is told as a full disk
+_COMPARED_AT_ONCE = 1024  # tokens; one by one, those of a whole window take 5 ms
 _TOKENS_LOST_AT_CUT = (
     8  # a cut may fall inside a word; more than this means that the template rewrites the past
 )
 
+_SHORT_BYTES = 768
+_SHAPES_MAX = 1000
+
 _decode_chunk = msgspec.json.Decoder(wire.Chunk).decode
+_decode_tokens = msgspec.json.Decoder(wire.Tokenized).decode
 _decode_prefill = msgspec.json.Decoder(wire.PrefillEvent).decode
 
 
@@ -67,6 +72,7 @@ class LlamaCppEngine:
         self._slots_known_until = 0.0
         self._template: tuple[str, str, str] | None = None
         self._defusals: list[tuple[bytes, bytes]] | None = None
+        self._least_counts: dict[tuple[str, ...], int] = {}
 
     # What it is
 
@@ -94,27 +100,37 @@ class LlamaCppEngine:
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
         body = wire.conversation(messages, tools)
-        return (await self._say("/v1/chat/completions/input_tokens", body, wire.InputTokens)).input_tokens
+        count = (await self._say("/v1/chat/completions/input_tokens", body, wire.InputTokens)).input_tokens
+        plain = wire.plain_turns(messages) if not tools else None
+        if plain is not None:
+            if len(self._least_counts) >= _SHAPES_MAX:
+                self._least_counts.clear()
+            self._least_counts[plain[0]] = min(count, self._least_counts.get(plain[0], count))
+        return count
+
+    def bound_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int | None:
+        """What the template adds to these turns is less than the least that a prompt of them has counted, and a
+        text has no more tokens than bytes; a control token that is taken apart has one byte more."""
+        plain = wire.plain_turns(messages) if not tools else None
+        if plain is None or plain[1] > _SHORT_BYTES:
+            return None
+        least = self._least_counts.get(plain[0])
+        return None if least is None else least + plain[1] * 4 // 3 + len(messages)
 
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
-        prefix, whole = await self._render_prefix(messages, tools)
-        if not prefix or not whole.startswith(prefix):
-            raise InvalidRequest(
-                "The model's chat template changes earlier messages when a turn is added: "
-                "a prefix of it cannot be cached."
-            )
-        cut, full = await asyncio.gather(self.tokenize(prefix), self.tokenize(whole))
-        kept = _common_length(cut, full)
-        if kept < len(cut) - _TOKENS_LOST_AT_CUT or not kept:
-            raise InvalidRequest(
-                "The model's tokenizer does not keep this prefix when a turn is added to it."
-            )
-        return cut[:kept]
+        return _kept(*await self._tokenized_prefix(messages, tools))
+
+    async def count_prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+        cut, whole = await self._tokenized_prefix(messages, tools)
+        # Nearly always the one goes on from the other, which shows without making numbers of a megabyte of digits.
+        beginning = cut.rstrip().removesuffix(b"]}")
+        if whole.startswith(beginning + b","):
+            return beginning.count(b",") + 1
+        return len(_kept(cut, whole))
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as it stands, template tokens understood."""
-        body = {"content": text, "add_special": True, "parse_special": True}
-        return (await self._post("/tokenize", body, wire.Tokenized)).tokens
+        return _tokens(await self._tokenize(text))
 
     # KV states
 
@@ -170,13 +186,13 @@ class LlamaCppEngine:
     # Calls
 
     async def chat(
-        self, request: ChatRequest, *, slot: int, reuse_tokens: bool
+        self, request: ChatRequest, *, slot: int, reuse_tokens: bool, is_live: bool = True
     ) -> AsyncGenerator[ChatDelta, None]:
         await self._check_slot(slot)
         body = await self._defused(wire.chat_body(request, slot=slot, reuse_tokens=reuse_tokens))
         complete, reader = False, wire.EventReader()
         async with self._stream("/v1/chat/completions", body, http.CALL) as response:
-            async for piece in response.content.iter_any():
+            async for piece in response.content.iter_any() if is_live else http.portions(response):
                 for event in reader.feed(piece):
                     chunk = _decoded(event, _decode_chunk)
                     if chunk.error is not None:
@@ -199,6 +215,22 @@ class LlamaCppEngine:
             raise EngineError("The engine names no model.")
         self._note_slots(props)
         return props, models.data[0]
+
+    async def _tokenize(self, text: str) -> bytes:
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return await self._ask("POST", "/tokenize", msgspec.json.encode(body))
+
+    async def _tokenized_prefix(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> tuple[bytes, bytes]:
+        """What the server answers for the tokens of these messages, and of the same with one more turn."""
+        prefix, whole = await self._render_prefix(messages, tools)
+        if not prefix or not whole.startswith(prefix):
+            raise InvalidRequest(
+                "The model's chat template changes earlier messages when a turn is added: "
+                "a prefix of it cannot be cached."
+            )
+        return await asyncio.gather(self._tokenize(prefix), self._tokenize(whole))
 
     async def _render_prefix(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None
@@ -342,6 +374,7 @@ class LlamaCppEngine:
         template = (props.chat_template, props.bos_token, props.eos_token)
         if template != self._template:
             self._template, self._defusals = template, None
+            self._least_counts.clear()
         self._total_slots = props.total_slots
         self._slots_known_until = time.monotonic() + _SLOTS_KNOWN_SECONDS
 
@@ -437,11 +470,26 @@ def _decoded(answer: bytes, decode: Callable[[bytes], T]) -> T:
         raise EngineError("The engine's answer could not be understood.") from error
 
 
+def _tokens(answer: bytes) -> list[int]:
+    return _decoded(answer, _decode_tokens).tokens
+
+
+def _kept(cut: bytes, whole: bytes) -> list[int]:
+    """The tokens that both answers begin with. Raises InvalidRequest when a turn more has changed those before it."""
+    tokens = _tokens(cut)
+    kept = _common_length(tokens, _tokens(whole))
+    if kept < len(tokens) - _TOKENS_LOST_AT_CUT or not kept:
+        raise InvalidRequest("The model's tokenizer does not keep this prefix when a turn is added to it.")
+    return tokens[:kept]
+
+
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    for index, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return index
-    return min(len(one), len(other))
+    length = min(len(one), len(other))
+    for start in range(0, length, _COMPARED_AT_ONCE):
+        end = min(start + _COMPARED_AT_ONCE, length)
+        if one[start:end] != other[start:end]:
+            return next(index for index in range(start, end) if one[index] != other[index])
+    return length
 
 
 def _same_world(handle: KVHandle, fingerprint: str) -> None:

@@ -211,6 +211,17 @@ def conversation(messages: Sequence[Message], tools: Sequence[Tool] | None) -> d
     return body
 
 
+def plain_turns(messages: Sequence[Message]) -> tuple[tuple[str, ...], int] | None:
+    """(roles, bytes of all texts) of messages that are a role and a text; None if one is anything else."""
+    size_bytes = 0
+    for message in messages:
+        text = message.get("content")
+        if len(message) != 2 or not isinstance(text, str):
+            return None
+        size_bytes += len(text.encode())
+    return tuple(message["role"] for message in messages), size_bytes
+
+
 def _as_taken(message: Message) -> Message:
     if isinstance(message.get("content"), list):
         message = message | {"content": "\n".join(part["text"] for part in message["content"])}

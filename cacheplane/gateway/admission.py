@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import DatabaseError, connection, transaction
 
 from billing import accounts, charging, clock, holds, plain_calls
-from billing.errors import InsufficientFunds
+from billing.errors import HoldClosed, InsufficientFunds
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching import lifecycle, uses
@@ -32,12 +32,15 @@ log = structlog.get_logger(__name__)
 
 SLOT_LEASE_SECONDS = settings.CALL_TIMEOUT_SECONDS + 30.0
 """A lease outlives the longest call."""
+AMPLE = 20
+"""Limits and money are ample for a call when they would do for so many of its kind."""
+HOLD_TOKENS: int = settings.HOLD_COMPLETION_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a call may use at most. `prefix` is the active object that it matched, if any. Counts are tokens;
-    `max_tokens` is that of all its answers together."""
+    """What a call may use at most. `prefix` is the active object that it matched, if any. Counts are tokens:
+    `prompt_tokens` are exact or, for a short prompt, an upper bound; `max_tokens` is that of all answers together."""
 
     call_id: uuid.UUID
     model: str
@@ -46,6 +49,11 @@ class Wanted:
     max_tokens: int
     prefix: Prefix | None
     request_id: str
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of the answer that money is set aside for before it begins; the rest, as it grows."""
+        return min(self.max_tokens, HOLD_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +80,11 @@ class Admitted:
 ADMIT_PLAINLY = """
 SELECT held.at, slot.slot_id, slot.slot_index, slot.was_resident, slot.was_organization, slot.engine_fingerprint
 FROM access_admit(%(organization_id)s, %(call_id)s, %(gateway_id)s, %(tokens)s, %(concurrency)s,
-                  %(requests_per_minute)s, %(tokens_per_minute)s, %(tokens_per_day)s) AS admitted (organization_id)
+                  %(requests_per_minute)s, %(tokens_per_minute)s, %(tokens_per_day)s, %(margin)s)
+    AS admitted (organization_id)
 CROSS JOIN LATERAL (
     SELECT billing_hold_plainly(admitted.organization_id, %(currency)s, %(call_id)s, 'call', %(subject)s,
-                                %(amount)s, %(good_from)s, %(good_until)s) AS at
+                                %(amount)s, %(good_from)s, %(good_until)s, %(margin)s) AS at
 ) AS held
 LEFT JOIN LATERAL engines_lease_slot(%(engine_id)s, %(owner)s, %(seconds)s, %(wanted)s::uuid, held.at IS NULL)
     AS slot ON true
@@ -100,13 +109,23 @@ def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: i
 
     Raises LimitExceeded, and billing's InsufficientFunds.
     """
-    return _admit_plainly(caller, wanted, gateway_id=gateway_id, engine_id=engine_id) or _admit(
+    return _admit_plainly(caller, wanted, gateway_id=gateway_id, engine_id=engine_id, margin=1) or _admit(
         caller, wanted, gateway_id=gateway_id, engine_id=engine_id
     )
 
 
-def _admit_plainly(
+def admit_by_bound(
     caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int
+) -> Admitted | None:
+    """The same for a call whose `prompt_tokens` are no more than an upper bound, where limits and money are ample.
+
+    None where they are not: then it takes the exact count, so that nobody is refused for tokens that do not exist.
+    """
+    return _admit_plainly(caller, wanted, gateway_id=gateway_id, engine_id=engine_id, margin=AMPLE)
+
+
+def _admit_plainly(
+    caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int, margin: int
 ) -> Admitted | None:
     """None when it takes a closer look, be it for a refusal: nothing has been taken then."""
     prefix = wanted.prefix
@@ -115,7 +134,7 @@ def _admit_plainly(
         model=wanted.model,
         fee_of_family=wanted.family if prefix is not None else None,
         prompt_tokens=max(0, wanted.prompt_tokens - prefix.tokens) if prefix else wanted.prompt_tokens,
-        completion_tokens=wanted.max_tokens,
+        completion_tokens=wanted.held_tokens,
         at=datetime.now(UTC),
     )
     if quote is None:
@@ -133,6 +152,7 @@ def _admit_plainly(
             "amount": quote.amount,
             "good_from": quote.good_from,
             "good_until": quote.good_until,
+            "margin": margin,
             "engine_id": engine_id,
             "owner": owner,
             "seconds": SLOT_LEASE_SECONDS,
@@ -176,7 +196,7 @@ def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: 
             currency=account.currency,
             prefix=wanted.prefix,
             prompt_tokens=wanted.prompt_tokens,
-            completion_tokens=wanted.max_tokens,
+            completion_tokens=wanted.held_tokens,
             at=at,
         )
         holds.place(
@@ -190,6 +210,28 @@ def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: 
         # Nothing is waited for while the account is locked: a slot that somebody else is taking is passed over.
         lease = take_slot(engine_id=engine_id, call_id=wanted.call_id, prefix=wanted.prefix)
     return Admitted(at=at, lease=lease)
+
+
+def hold_more(caller: Caller, wanted: Wanted, *, completion_tokens: int, started_at: datetime) -> int:
+    """Set money aside for so many tokens more of a running call's answer, or for as many as can be paid; how many.
+
+    0, too, when the call was ended meanwhile by those who thought its gateway dead.
+    """
+    with transaction.atomic():
+        account = accounts.lock(caller.organization_id, reference=wanted.call_id)
+        try:
+            return charging.hold_more(
+                account,
+                hold_reference=wanted.call_id,
+                subject=wanted.prefix.cache_id if wanted.prefix else str(wanted.call_id),
+                model=wanted.model,
+                completion_tokens=completion_tokens,
+                started_at=started_at,
+                at=account.locked_at,
+            )
+        except HoldClosed:
+            log.warning("call_was_reaped", call_id=str(wanted.call_id))
+            return 0
 
 
 def settle(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TypeVar
 
 import msgspec
 
@@ -25,14 +27,20 @@ from cacheplane.gateway.admission import Admitted, Outcome, Wanted
 from cacheplane.gateway.completion import Completion, keep
 from cacheplane.gateway.matching import Prefix, Reference
 
+A = TypeVar("A", bound=Admitted | None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a caller asked for, already checked for form. `request.messages` hold no cache message any more."""
+    """What a caller asked for, already checked for form. `request.messages` hold no cache message any more.
+
+    `is_live`: the answer is read as it is made, and not as a whole.
+    """
 
     request: ChatRequest
     reference: Reference | None
     request_id: str
+    is_live: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +74,6 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
     if meant is None:
         meant = await database.run(_meant, caller, call)
     adapter = registry.adapter_of(meant.serving.engine)
-    prompt_tokens = await _prompt_tokens(adapter, meant)
-    serving = _fitting(meant, prompt_tokens=prompt_tokens)
-    wanted = Wanted(
-        call_id=uuid.uuid4(),
-        model=serving.model,
-        family=meant.serving.family,
-        prompt_tokens=prompt_tokens,
-        max_tokens=meant.request.n * meant.request.max_tokens,
-        prefix=meant.prefix,
-        request_id=call.request_id,
-    )
     reset_ttl = None
     if (
         meant.named is not None
@@ -84,7 +81,13 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
         and call.reference.reset_ttl_seconds is not None
     ):
         reset_ttl = (meant.named.cache_id, call.reference.reset_ttl_seconds)
-    admitted = await _admitted(caller, wanted, gateway_id=gateway_id, engine_id=meant.serving.engine.id)
+    wanted, admitted = await _admitted_by_bound(caller, call, meant, adapter, gateway_id=gateway_id)
+    if wanted is None or admitted is None:
+        prompt_tokens = await _prompt_tokens(adapter, meant)
+        wanted = _wanted(
+            call, meant, _fitting(meant, prompt_tokens=prompt_tokens), prompt_tokens=prompt_tokens
+        )
+        admitted = await _admitted(admission.admit, caller, wanted, gateway_id=gateway_id, meant=meant)
     return Completion(
         caller=caller,
         request=meant.request,
@@ -93,6 +96,7 @@ async def open_call(caller: Caller, call: Call, *, gateway_id: uuid.UUID) -> Com
         adapter=adapter,
         admitted=admitted,
         reset_ttl=reset_ttl,
+        is_live=call.is_live,
     )
 
 
@@ -149,6 +153,7 @@ def _meant(caller: Caller, call: Call) -> _Meant:
             f"Invalid request: model: got {serving.model}, takes a model of the cache object's family "
             f"{named.model_family}"
         )
+    assert named.messages is not None
     request = msgspec.structs.replace(
         call.request,
         messages=[*named.messages, *call.request.messages],
@@ -171,15 +176,52 @@ def _matched_by_header(caller: Caller, call: Call, serving: Serving, reference: 
         named, call.request.messages, call.request.tools
     ):
         return unmatched
-    # Equal but for the order of keys: what was computed is the object's own form.
-    request = msgspec.structs.replace(
-        call.request,
-        messages=[*named.messages, *call.request.messages[named.message_count :]],
-        tools=named.tools,
-    )
+    # Equal but for the order of keys. A message's are known ones, which an engine takes by their names; a tool's
+    # parameters stand in the prompt as they come: what was computed is the object's own form.
+    request = msgspec.structs.replace(call.request, tools=named.tools)
     return _Meant(
         request=request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
     )
+
+
+def _wanted(call: Call, meant: _Meant, serving: Serving, *, prompt_tokens: int) -> Wanted:
+    return Wanted(
+        call_id=uuid.uuid4(),
+        model=serving.model,
+        family=meant.serving.family,
+        prompt_tokens=prompt_tokens,
+        max_tokens=meant.request.n * meant.request.max_tokens,
+        prefix=meant.prefix,
+        request_id=call.request_id,
+    )
+
+
+async def _admitted_by_bound(
+    caller: Caller, call: Call, meant: _Meant, adapter: EngineAdapter, *, gateway_id: uuid.UUID
+) -> tuple[Wanted | None, Admitted | None]:
+    """A short prompt of a caller who has plenty need not be counted before it is evaluated: asking the engine takes
+    longer than admission. (None, None) where it must."""
+    bound = _prompt_bound(adapter, meant)
+    if bound is None or meant.serving.sizes:
+        return None, None
+    try:
+        serving = _fitting(meant, prompt_tokens=bound)
+    except ContextWindowExceeded:
+        return None, None  # told with the exact count, if it is true of that
+    wanted = _wanted(call, meant, serving, prompt_tokens=bound)
+    return wanted, await _admitted(
+        admission.admit_by_bound, caller, wanted, gateway_id=gateway_id, meant=meant
+    )
+
+
+def _prompt_bound(adapter: EngineAdapter, meant: _Meant) -> int | None:
+    """At least as many tokens as the prompt has, if that can be told without asking and is not far off."""
+    request, prefix = meant.request, meant.prefix
+    if prefix is None:
+        return adapter.bound_tokens(request.messages, request.tools)
+    rest = request.messages[prefix.message_count :]
+    bound = adapter.bound_tokens(rest, None) if rest else None
+    return prefix.tokens + bound if bound is not None else None
 
 
 async def _prompt_tokens(adapter: EngineAdapter, meant: _Meant) -> int:
@@ -205,9 +247,11 @@ def _fitting(meant: _Meant, *, prompt_tokens: int) -> Serving:
     return serving
 
 
-async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int) -> Admitted:
+async def _admitted(
+    admit: Callable[..., A], caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, meant: _Meant
+) -> A:
     taking = asyncio.create_task(
-        database.run(admission.admit, caller, wanted, gateway_id=gateway_id, engine_id=engine_id)
+        database.run(admit, caller, wanted, gateway_id=gateway_id, engine_id=meant.serving.engine.id)
     )
     try:
         return await asyncio.shield(taking)
@@ -217,11 +261,13 @@ async def _admitted(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, en
         raise
 
 
-async def _undo(taking: asyncio.Task[Admitted], caller: Caller, wanted: Wanted) -> None:
+async def _undo(taking: asyncio.Task[A], caller: Caller, wanted: Wanted) -> None:
     try:
         admitted = await taking
     except ControlPlaneError:
         return  # refused, so nothing was taken
+    if admitted is None:
+        return
     outcome = Outcome(usage=None, is_hit=False, started_at=admitted.at)
     await database.run(admission.settle, caller, wanted, outcome, None)
     lease = admitted.lease

@@ -31,6 +31,7 @@ from cacheplane.engines.slots import UNKNOWN_ORGANIZATION, Release, SlotLease
 from cacheplane.errors import EngineError, EngineOverloaded, KVDamaged, ServiceUnavailable
 from cacheplane.gateway import admission
 from cacheplane.gateway.admission import Admitted, Outcome, Wanted
+from cacheplane.gateway.cover import Cover
 from cacheplane.gateway.matching import Prefix
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class Completion:
         adapter: EngineAdapter,
         admitted: Admitted,
         reset_ttl: tuple[str, int] | None,
+        is_live: bool,
     ) -> None:
         self.caller = caller
         self.request = request
@@ -67,6 +69,8 @@ class Completion:
         self.is_hit = False
         self._engine_id = engine.id
         self._adapter = adapter
+        self._is_live = is_live
+        self._cover = Cover(caller, wanted, started_at=admitted.at)
         self._started_at = admitted.at
         self.reset_ttl = reset_ttl
         self._leasing: asyncio.Task[SlotLease | None] | None = None
@@ -77,6 +81,7 @@ class Completion:
         self._lost_kv_reason: str | None = None
         self._proved_at: datetime | None = None
         self._succeeded = False
+        self._was_cut = False
         self._engine_failed = False
 
     async def start(self) -> None:
@@ -84,7 +89,7 @@ class Completion:
         if self._lease is None:
             self._lease = await self._wait_for_slot()
         reuse = await self._load_prefix(self._lease)
-        self._stream = self._adapter.chat(self.request, slot=self._lease.index, reuse_tokens=reuse)
+        self._stream = self._answer(self.request, self._lease, reuse_tokens=reuse)
         # An engine may open the answer before it has counted: nothing is told until it has.
         try:
             while self.usage is None:
@@ -114,23 +119,44 @@ class Completion:
         return cached_tokens > 0 and cached_tokens >= prefix.kv_tokens - TOKENS_LOST_AT_END_MAX
 
     async def deltas(self) -> AsyncGenerator[ChatDelta]:
-        """All steps of all answers, the first included."""
-        assert self._stream is not None
-        for delta in self._opening:
-            yield delta
+        """All steps of all answers, the first included. Where the money ends, so do they, as at `max_tokens`."""
         try:
-            async for delta in self._stream:
-                self._count(delta)
-                yield delta
-            for choice in range(1, self.request.n):
-                async with aclosing(self._next_answer(choice)) as steps:
+            for choice in range(self.request.n):
+                async with aclosing(self._steps(choice)) as steps:
                     async for delta in steps:
                         yield delta
+                        if delta.finish_reason is None and not await self._may_go_on():
+                            self._was_cut = True
+                            break
+                if self._was_cut:
+                    for unfinished in range(choice, self.request.n):
+                        yield ChatDelta(choice=unfinished, finish_reason="length", usage=self.usage)
+                    break
         except EngineError:
             # The answer is not whole, and not by the caller's doing: nothing of it is charged.
             self._engine_failed = True
             raise
         self._succeeded = True
+
+    def _steps(self, choice: int) -> AsyncGenerator[ChatDelta, None]:
+        return self._first_answer() if choice == 0 else self._next_answer(choice)
+
+    async def _first_answer(self) -> AsyncGenerator[ChatDelta, None]:
+        assert self._stream is not None
+        for delta in self._opening:
+            yield delta
+        async for delta in self._stream:
+            self._count(delta)
+            yield delta
+
+    async def _may_go_on(self) -> bool:
+        """Whether the next token can be paid."""
+        assert self.usage is not None
+        produced = self.usage.completion_tokens
+        while not self._cover.suffices(produced):
+            if not await self._cover.grows():
+                return False
+        return True
 
     async def _next_answer(self, choice: int) -> AsyncGenerator[ChatDelta]:
         """Another answer to the same prompt, which is in the slot by now: it is neither counted nor charged again."""
@@ -138,12 +164,17 @@ class Completion:
         seed = self.request.seed
         request = msgspec.structs.replace(self.request, seed=seed + choice if seed is not None else None)
         before = self.usage
-        self._stream = self._adapter.chat(request, slot=self._lease.index, reuse_tokens=True)
+        self._stream = self._answer(request, self._lease, reuse_tokens=True)
         async for delta in self._stream:
             if delta.usage is not None:
                 produced = before.completion_tokens + delta.usage.completion_tokens
                 self.usage = msgspec.structs.replace(before, completion_tokens=produced)
             yield msgspec.structs.replace(delta, choice=choice)
+
+    def _answer(
+        self, request: ChatRequest, lease: SlotLease, *, reuse_tokens: bool
+    ) -> AsyncGenerator[ChatDelta, None]:
+        return self._adapter.chat(request, slot=lease.index, reuse_tokens=reuse_tokens, is_live=self._is_live)
 
     def _count(self, delta: ChatDelta) -> None:
         if delta.usage is None:
@@ -210,6 +241,7 @@ class Completion:
             await self._stream.aclose()
         if self._lease is None and self._leasing is not None:
             self._lease = await self._leasing
+        await self._cover.close()
         outcome = Outcome(
             usage=None if self._engine_failed else self.usage,
             is_hit=self.is_hit,
@@ -219,7 +251,7 @@ class Completion:
             proved_at=self._proved_at,
         )
         reset_ttl = self.reset_ttl if self._succeeded else None
-        if self._succeeded and self._lease is not None:
+        if self._succeeded and not self._was_cut and self._lease is not None:
             released = self._released(self._lease)
             await self._settle(admission.settle, self.caller, self.wanted, outcome, reset_ttl, released)
             return

@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.test import Client
 
-from billing import accounts, charging, clock
+from billing import accounts, charging, clock, invoicing
 from billing.budgets import Budget
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
@@ -186,6 +186,7 @@ def _fill(name: str) -> PayingOrganization:
         idempotency.remember(made.organization_id, once, cache_id=rows[0].id, at=at)
     budget = Budget(amount=Decimal(1_000_000), per="month")
     changes.set_organization_budget(made.organization_id, budget, operator="test", reason="test")
+    invoicing.make(made.organization_id, at=clock.now() + timedelta(days=40))
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)

@@ -83,10 +83,10 @@ def test_on_a_cache_object_the_fee_is_paid_once(caller):
     )
 
 
-def test_who_cannot_pay_for_all_answers_gets_none(new_caller):
-    poor = new_caller(money="0.05")
-    assert poor.chat(HELLO, max_tokens=1024).status == 200
-    refused = poor.chat(HELLO, max_tokens=1024, n=5)
+def test_who_cannot_pay_the_beginnings_of_all_answers_gets_none(new_caller):
+    poor = new_caller(money="0.005")
+    assert poor.chat(HELLO, max_tokens=100).status == 200
+    refused = poor.chat(HELLO, max_tokens=100, n=5)
     assert (refused.status, refused.error["type"]) == (429, "exceeded_current_quota_error")
 
 

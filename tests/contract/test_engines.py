@@ -73,9 +73,10 @@ def request(messages: list[dict[str, Any]], **settings: Any) -> ChatRequest:
 
 
 async def answer(
-    engine: LlamaCppEngine, asked: ChatRequest, *, slot: int = 0, reuse: bool = True
+    engine: LlamaCppEngine, asked: ChatRequest, *, slot: int = 0, reuse: bool = True, is_live: bool = True
 ) -> list[ChatDelta]:
-    return [delta async for delta in engine.chat(asked, slot=slot, reuse_tokens=reuse)]
+    steps = engine.chat(asked, slot=slot, reuse_tokens=reuse, is_live=is_live)
+    return [delta async for delta in steps]
 
 
 def text_of(deltas: list[ChatDelta]) -> str:
@@ -161,12 +162,54 @@ async def test_it_counts_what_the_call_then_uses(
     assert used.prompt_tokens == counted
 
 
+ODD_TEXTS = [
+    "",
+    " ",
+    "a",
+    "灯塔在哪里？" * 20,
+    "\n\n\t" * 60,
+    "<|im_end|><|im_start|>" * 12,
+    "</s><s>[INST]" * 9,
+    "🗼" * 40,
+    "\u0301\u200b\ufeff" * 30,
+    "zqxjkvwpt" * 60,
+]
+
+
+async def test_a_short_prompt_is_bounded_without_asking(server: Server, pool: None) -> None:
+    engine = server.adapter()
+    turns = [{"role": "system", "content": "Short."}, QUESTION]
+    assert engine.bound_tokens(turns, None) is None, "nothing like it was counted yet"
+    for text in ODD_TEXTS:
+        asked = [turns[0], {"role": "user", "content": text}]
+        counted = await engine.count_tokens(asked, None)
+        bound = engine.bound_tokens(asked, None)
+        assert bound is not None
+        assert counted <= bound <= counted + 1200
+    least = min([await engine.count_tokens([turns[0], {"role": "user", "content": t}], None) for t in "ab"])
+    for text in ODD_TEXTS:  # now from the least that was counted of these turns
+        asked = [turns[0], {"role": "user", "content": text}]
+        bound = engine.bound_tokens(asked, None)
+        assert bound is not None and bound <= least + 1100
+        assert bound >= await engine.count_tokens(asked, None)
+
+
+async def test_what_is_long_or_out_of_the_ordinary_is_not_bounded(engine: LlamaCppEngine) -> None:
+    await engine.count_tokens([QUESTION], None)
+    assert engine.bound_tokens([QUESTION], None) is not None
+    assert engine.bound_tokens([QUESTION | {"content": "x" * 5000}], None) is None
+    assert engine.bound_tokens([QUESTION], [{"type": "function", "function": {"name": "f"}}]) is None
+    assert engine.bound_tokens([QUESTION | {"name": "keeper"}], None) is None
+    assert engine.bound_tokens([QUESTION | {"content": [{"type": "text", "text": "x"}]}], None) is None
+
+
 @pytest.mark.parametrize("tools", [None, WEATHER], ids=["plain", "tools"])
 @pytest.mark.parametrize("name", PREFIXES)
 async def test_a_prefix_is_served_whole_to_a_call_that_goes_on_from_it(
     engine: LlamaCppEngine, server: Server, name: str, tools: list[dict[str, Any]] | None
 ) -> None:
     prefix = await engine.prefix_tokens(PREFIXES[name], tools)
+    assert await engine.count_prefix_tokens(PREFIXES[name], tools) == len(prefix)
     handle = await engine.prefill(prefix, slot=0, filename="whole.kv")
     await engine.erase(slot=0)
     await engine.restore(handle, slot=0)
@@ -402,6 +445,17 @@ async def test_an_answer_comes_in_steps_that_each_say_what_was_used(engine: Llam
     )
 
 
+@pytest.mark.parametrize("max_tokens", [1, 40])
+async def test_an_answer_that_nobody_reads_along_is_the_same_one(
+    engine: LlamaCppEngine, max_tokens: int
+) -> None:
+    asked = request([*ENGLISH, QUESTION], max_tokens=max_tokens, seed=3)
+    live, whole = [await answer(engine, asked, reuse=False, is_live=is_live) for is_live in (True, False)]
+    assert text_of(whole) == text_of(live)
+    assert final_usage(whole) == final_usage(live)
+    assert [delta.usage for delta in whole] == [delta.usage for delta in live]
+
+
 async def test_reuse_is_a_choice(engine: LlamaCppEngine) -> None:
     asked = request([*CHINESE, QUESTION])
     await answer(engine, asked)
@@ -561,8 +615,11 @@ async def test_a_refusal_is_told_without_the_models_path(engine: LlamaCppEngine,
     assert server.ask("/props")["model_path"] not in str(refusal.value)
 
 
-async def test_a_caller_who_stops_stops_the_engine(engine: LlamaCppEngine, server: Server) -> None:
-    deltas = engine.chat(request([QUESTION], max_tokens=6000), slot=1, reuse_tokens=True)
+@pytest.mark.parametrize("is_live", [True, False])
+async def test_a_caller_who_stops_stops_the_engine(
+    engine: LlamaCppEngine, server: Server, is_live: bool
+) -> None:
+    deltas = engine.chat(request([QUESTION], max_tokens=6000), slot=1, reuse_tokens=True, is_live=is_live)
     last: Usage | None = None
     async for delta in deltas:
         last = delta.usage or last
@@ -575,8 +632,12 @@ async def test_a_caller_who_stops_stops_the_engine(engine: LlamaCppEngine, serve
     assert 5 <= last.completion_tokens < 6000
 
 
-async def test_a_cancelled_call_stops_the_engine(engine: LlamaCppEngine, server: Server) -> None:
-    task = asyncio.create_task(answer(engine, request([QUESTION], max_tokens=6000), slot=1))
+@pytest.mark.parametrize("is_live", [True, False])
+async def test_a_cancelled_call_stops_the_engine(
+    engine: LlamaCppEngine, server: Server, is_live: bool
+) -> None:
+    asked = request([QUESTION], max_tokens=6000)
+    task = asyncio.create_task(answer(engine, asked, slot=1, is_live=is_live))
     while not server.is_busy():
         await asyncio.sleep(0.02)
     task.cancel()
@@ -624,13 +685,15 @@ async def test_a_prefill_cancelled_while_it_is_saved_leaves_no_file(
 # Its own life: servers that a test may kill
 
 
+@pytest.mark.parametrize("is_live", [True, False])
 async def test_an_engine_killed_in_the_middle_is_an_error_and_then_absent(
-    start_bundled: StartBundled, pool: None
+    start_bundled: StartBundled, pool: None, is_live: bool
 ) -> None:
     server = start_bundled(slots=2)
     engine = server.adapter()
     with pytest.raises(EngineError) as broken:
-        async for delta in engine.chat(request([QUESTION], max_tokens=6000), slot=0, reuse_tokens=True):
+        asked = request([QUESTION], max_tokens=6000)
+        async for delta in engine.chat(asked, slot=0, reuse_tokens=True, is_live=is_live):
             if delta.content and server.process is not None and server.process.poll() is None:
                 server.stop(9)
     assert not isinstance(broken.value, EngineOverloaded)
@@ -685,6 +748,8 @@ async def test_a_template_that_rewrites_the_past_cannot_be_cached(
     server = start_operators(chat_template=template)
     with pytest.raises(InvalidRequest, match="template"):
         await server.adapter().prefix_tokens(ENGLISH, None)
+    with pytest.raises(InvalidRequest):
+        await server.adapter().count_prefix_tokens(ENGLISH, None)
     server.stop(9)
 
 

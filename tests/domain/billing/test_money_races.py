@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import uuid
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from billing import accounts, charging, clock, holds, price_book, storage
+from billing import accounts, charging, clock, holds, invoicing, price_book, statements, storage, verification
 from billing.errors import BillingError, InsufficientFunds
 from billing.models import LedgerEntry, MeterEvent
+from billing.periods import day_at
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -115,6 +117,34 @@ def test_one_entry_is_undone_once(payer):
     outcomes = all_at_once([lambda: payer.correct(entry) for _ in range(10)])
     assert sum(isinstance(outcome, LedgerEntry) for outcome in outcomes) == 1
     assert payer.available == 100
+
+
+def test_a_month_is_invoiced_once(payer):
+    payer.call(prompt=1_000_000, hold=12)
+    later = payer.at + timedelta(days=60)
+    made = all_at_once([lambda: invoicing.make(payer.organization_id, at=later) for _ in range(8)])
+    assert sorted(map(len, made)) == [0] * 7 + [1]
+
+
+def test_statements_made_while_money_moves_prove_themselves(new_payer):
+    """Each is a whole: what is booked while it is read is on it, with all that belongs to it, or is not."""
+    payer = new_payer(recharged="20", at=clock.now())
+    payer.voucher(1, hours=1)
+    payer.store("cache-1", tokens=10_000, seconds=3600)
+    today = day_at(payer.at)
+
+    def read() -> list[verification.Proof]:
+        period = {"start": today - timedelta(days=1), "end": today + timedelta(days=2)}
+        made = [statements.statement(payer.organization_id, **period) for _ in range(10)]
+        return [verification.verify(json.dumps(each.as_document()).encode()) for each in made]
+
+    def call() -> None:
+        for _ in range(15):
+            payer.call(prompt=3000, completion=100, subject="cache-1")
+
+    outcomes = all_at_once([read, read, call, call, call])
+    assert [len(proofs) for proofs in outcomes[:2]] == [10, 10]
+    assert len(payer.entries(kind="prompt")) >= 45
 
 
 def test_accounts_do_not_wait_for_each_other(payer, new_payer):

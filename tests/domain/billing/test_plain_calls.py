@@ -252,3 +252,39 @@ def test_a_price_that_changes_meanwhile_takes_the_long_way():
                 [payer.organization_id, CURRENCY, uuid.uuid4(), Decimal(1), now - timedelta(minutes=1), now],
             )
     assert payer.balance.held == 0
+
+
+def hold_with_margin(payer: Payer, amount: str, margin: int) -> bool:
+    now = clock.now()
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT billing_hold_plainly(%s, %s, %s, 'call', 's', %s, %s, %s, %s)",
+                [
+                    *(payer.organization_id, CURRENCY, uuid.uuid4(), Decimal(amount)),
+                    *(now, now + timedelta(minutes=1), margin),
+                ],
+            )
+    except DatabaseError:
+        return False
+    return True
+
+
+def test_a_margin_is_asked_for_and_not_taken():
+    payer = make_payer(recharged="1", at=clock.now())
+    assert hold_with_margin(payer, "0.05", 20)
+    assert payer.balance.held == Decimal("0.05")
+    assert not hold_with_margin(payer, "0.05", 20), "0.95 is left, and 20 times that is 1.00"
+    assert hold_with_margin(payer, "0.05", 19)
+    assert hold_with_margin(payer, "0.90", 1)
+    assert payer.balance.held == Decimal(1)
+
+
+def test_a_margin_leaves_out_what_storage_will_take():
+    payer = make_payer(recharged="10", at=clock.now())
+    payer.store("kept", tokens=1_000, seconds=36_000)
+    kept = BillingAccount.objects.get(organization_id=payer.organization_id).storage_commitment
+    assert kept > 1
+    free = payer.balance.cash - kept
+    assert not hold_with_margin(payer, str(free / 10 + Decimal("0.001")), 10)
+    assert hold_with_margin(payer, str(free / 10 - Decimal("0.001")), 10)

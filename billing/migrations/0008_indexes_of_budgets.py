@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0004_plain_calls")]
+    dependencies = [("billing", "0007_margin_of_a_hold")]
 
     operations = [
         migrations.AddIndex(
