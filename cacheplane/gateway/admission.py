@@ -253,7 +253,8 @@ def settle(
 def _earns(wanted: Wanted, outcome: Outcome) -> bool:
     """ttl auto: the first hit of a minute moves the end. Exactly is decided under the lock."""
     earns_from = wanted.prefix.earns_from if wanted.prefix is not None else None
-    return outcome.is_hit and earns_from is not None and earns_from <= datetime.now(UTC)
+    is_use = outcome.is_hit and outcome.usage is not None
+    return is_use and earns_from is not None and earns_from <= datetime.now(UTC)
 
 
 def _settle_plainly(caller: Caller, wanted: Wanted, outcome: Outcome, released: slots.Release | None) -> bool:

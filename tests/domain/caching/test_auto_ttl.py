@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from datetime import timedelta
 from decimal import Decimal
 
@@ -13,9 +14,10 @@ from billing import clock, price_book
 from cacheplane.caching import lifecycle
 from cacheplane.caching.lifetimes import Auto, Fixed
 from cacheplane.caching.models import ACTIVE, EXPIRED, PENDING
-from cacheplane.gateway import matching
+from cacheplane.chat import Usage
+from cacheplane.gateway import admission, matching
 from cacheplane.gateway.matching import Reference
-from tests.domain.caching.conftest import CREATION, STORAGE, Owner, at_least
+from tests.domain.caching.conftest import CREATION, STORAGE, TOKENS, Owner, at_least
 from workers import expiry
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("books")]
@@ -182,6 +184,38 @@ def test_the_hot_path_knows_when_a_hit_matters(owner: Owner, auto: Auto) -> None
     assert earns_from(capped) is None, "its end cannot be moved any more"
     owner.pass_time(row, minutes=20)
     assert earns_from(row) is None
+
+
+@pytest.mark.parametrize(
+    ("usage", "is_hit", "seconds", "moves"),
+    [
+        (Usage(prompt_tokens=TOKENS + 9, completion_tokens=1, cached_tokens=TOKENS), True, 61, True),
+        (Usage(prompt_tokens=TOKENS + 9, completion_tokens=1, cached_tokens=TOKENS), True, 0, False),
+        (Usage(prompt_tokens=TOKENS + 9, completion_tokens=1, cached_tokens=0), False, 61, False),
+        (None, True, 61, False),
+    ],
+    ids=["a hit", "a hit in the same minute", "a miss", "the engine broke off"],
+)
+def test_the_settlement_of_a_call_moves_the_end(
+    owner: Owner, auto: Auto, usage: Usage | None, is_hit: bool, seconds: int, moves: bool
+) -> None:
+    row = owner.active(auto)
+    owner.pass_time(row, seconds=seconds)
+    prefix = matching.find(owner.caller, Reference(cache_id=row.id))
+    wanted = admission.Wanted(
+        call_id=uuid.uuid4(),
+        model="moonshot-v1-8k",
+        family="moonshot-v1",
+        prompt_tokens=TOKENS + 9,
+        max_tokens=4,
+        prefix=prefix,
+        request_id="",
+    )
+    admitted = admission.admit(owner.caller, wanted, gateway_id=uuid.uuid4(), engine_id=owner.engine.id)
+    outcome = admission.Outcome(usage=usage, is_hit=is_hit, started_at=admitted.at)
+    admission.settle(owner.caller, wanted, outcome, None)
+    assert owner.lived(row) == (6 if moves else 5) * MINUTE
+    assert owner.kinds(row).count("auto_extended") == moves
 
 
 @pytest.mark.parametrize("seed", range(3))
