@@ -240,7 +240,11 @@ def require(account: LockedAccount, of: Sequence[Purse], amount: Decimal, *, at:
 
 
 def open_spans(account: LockedAccount) -> list[StoredSpan]:
-    return segments.spans(segments.open_rows(account.organization_id), currency=account.currency)
+    return segments.spans(
+        segments.open_rows(account.organization_id),
+        organization_id=account.organization_id,
+        currency=account.currency,
+    )
 
 
 # --- When money runs out --------------------------------------------------------------------------------------
@@ -308,7 +312,11 @@ def balance(organization_id: str, at: datetime) -> Balance:
         raise AccountNotFound(f"Organization {organization_id} has no billing account.")
     currency, exhaust_at, purse_rows, segment_rows = row
     of = [_purse(*values) for values in _json(purse_rows)]
-    spans = segments.spans([_segment(*values) for values in _json(segment_rows)], currency=currency)
+    spans = segments.spans(
+        [_segment(*values) for values in _json(segment_rows)],
+        organization_id=organization_id,
+        currency=currency,
+    )
     if exhaust_at is not None and exhaust_at <= at:
         spans = [replace(span, ends_at=min(span.ends_at, exhaust_at)) for span in spans]
     position = rating.position(spans, funds(of), at=at)

@@ -131,7 +131,11 @@ QUERIES = [
         WHERE NOT EXISTS (
             SELECT 1 FROM billing_priceditem i JOIN billing_price p ON p.priced_item_id = i.id
             WHERE i.meter = m.meter AND i.model = m.model AND i.currency = a.currency
-            AND p.valid_from <= m.occurred_at AND (p.valid_to IS NULL OR p.valid_to > m.occurred_at))
+            AND p.valid_from <= m.occurred_at AND (p.valid_to IS NULL OR p.valid_to > m.occurred_at)
+            AND (i.tier = '' OR EXISTS (
+                SELECT FROM billing_accountpricetier t
+                WHERE t.organization_id = m.organization_id AND t.tier = i.tier
+                AND t.valid_from <= m.occurred_at AND (t.valid_to IS NULL OR t.valid_to > m.occurred_at))))
         """,
     ),
     (
@@ -169,16 +173,22 @@ QUERIES = [
         """,
     ),
     (
-        # Every fact once more from the price book: this is the month's bill, computed again.
+        # Every fact once more from the price book, the tier's own price first: the month's bill, computed again.
         RERATED,
         """
         SELECT m.id, format('%s %s at %s make %s, %s was booked', m.quantity, m.unit, p.per_million / 1000000,
             m.quantity * p.per_million / 1000000, coalesce(e.total, 0))
         FROM billing_meterevent m
         JOIN billing_billingaccount a ON a.organization_id = m.organization_id
-        JOIN billing_priceditem i ON i.meter = m.meter AND i.model = m.model AND i.currency = a.currency
-        JOIN billing_price p ON p.priced_item_id = i.id
-            AND p.valid_from <= m.occurred_at AND (p.valid_to IS NULL OR p.valid_to > m.occurred_at)
+        LEFT JOIN billing_accountpricetier t ON t.organization_id = m.organization_id
+            AND t.valid_from <= m.occurred_at AND (t.valid_to IS NULL OR t.valid_to > m.occurred_at)
+        LEFT JOIN (billing_priceditem oi JOIN billing_price o ON o.priced_item_id = oi.id)
+            ON oi.meter = m.meter AND oi.model = m.model AND oi.currency = a.currency AND oi.tier = t.tier
+            AND o.valid_from <= m.occurred_at AND (o.valid_to IS NULL OR o.valid_to > m.occurred_at)
+        LEFT JOIN (billing_priceditem gi JOIN billing_price g ON g.priced_item_id = gi.id)
+            ON gi.meter = m.meter AND gi.model = m.model AND gi.currency = a.currency AND gi.tier = ''
+            AND g.valid_from <= m.occurred_at AND (g.valid_to IS NULL OR g.valid_to > m.occurred_at)
+        JOIN billing_price p ON p.id = coalesce(o.id, g.id)
         LEFT JOIN (
             SELECT meter_event_id, sum(amount) AS total, min(price_id) AS price_id, max(price_id) AS other_price_id
             FROM billing_ledgerentry WHERE meter_event_id IS NOT NULL GROUP BY meter_event_id) e
@@ -206,6 +216,20 @@ QUERIES = [
         WHERE p.id IS NULL OR l.unit_price * 1000000 <> p.per_million
         OR p.valid_from > s.started_at + l.first_minute * interval '1 minute'
         OR p.valid_to <= s.started_at + (l.end_minute - 1) * interval '1 minute'
+        """,
+    ),
+    (
+        # All minutes of a line are of one tier, so that the tier at its first one rates it.
+        RERATED,
+        """
+        SELECT l.id, format('a storage line reaches beyond its tier, %s', t.tier)
+        FROM billing_storageline l
+        JOIN billing_storagesegment s ON s.id = l.segment_id
+        JOIN billing_accountpricetier t ON t.organization_id = s.organization_id
+        CROSS JOIN LATERAL (SELECT s.started_at + l.first_minute * interval '1 minute' AS first,
+            s.started_at + (l.end_minute - 1) * interval '1 minute' AS last) r
+        WHERE (t.valid_from > r.first AND t.valid_from <= r.last)
+        OR (t.valid_to > r.first AND t.valid_to <= r.last)
         """,
     ),
     (
@@ -345,7 +369,9 @@ def _misjudged_accounts() -> Iterable[Violation]:
     }
     for organization_id in rows.keys() | set(_organizations_with_open_segments()):
         account = rows.get(organization_id) or BillingAccount.objects.get(pk=organization_id)
-        spans = segments.spans(segments.open_rows(organization_id), currency=account.currency)
+        spans = segments.spans(
+            segments.open_rows(organization_id), organization_id=organization_id, currency=account.currency
+        )
         purses = LedgerAccount.objects.filter(organization_id=organization_id)
         commitment = rating.commitment(spans)
         exhaust_at = rating.exhausts_at(

@@ -39,6 +39,7 @@ class Budget:
 class Spender:
     """Whose budget it is: the subject of its segments, and the source keys of its creations."""
 
+    organization_id: str
     subject: str
     creation_keys: Sequence[str]
     currency: str
@@ -97,14 +98,14 @@ def period_at(budget: Budget, at: datetime) -> tuple[datetime | None, datetime |
 def spent(budget: Budget, spender: AnySpender, *, at: datetime) -> Decimal:
     """What was spent in the budget's period up to `at`, minutes that have started included."""
     first, _ = period_at(budget, at)
-    spans = _whole_spans(_open_rows(spender), currency=spender.currency)
+    spans = _whole_spans(_open_rows(spender), of=spender)
     return money.add(_spent_before(spender, first), _cost(spans, first, _started_before(at)))
 
 
 def left(budget: Budget, spender: AnySpender, *, at: datetime) -> Decimal:
     """What nobody has spent in the budget's period, nor is going to by what is open now."""
     first, last = period_at(budget, at)
-    spans = _whole_spans(_open_rows(spender), currency=spender.currency)
+    spans = _whole_spans(_open_rows(spender), of=spender)
     gone = [_spent_before(spender, first), spender.reserved(), _cost(spans, first, last)]
     return money.subtract(budget.amount, money.total(gone))
 
@@ -124,8 +125,8 @@ def ends_at(
     What the spender's other open segments cost up to their planned ends, and what is held for creations, is theirs.
     """
     price_book.wait_for_announcements()
-    [span] = _whole_spans([segment], currency=spender.currency, ends_at=ends_at)
-    others = _whole_spans(_open_rows(spender, except_segment=segment.pk), currency=spender.currency)
+    [span] = _whole_spans([segment], of=spender, ends_at=ends_at)
+    others = _whole_spans(_open_rows(spender, except_segment=segment.pk), of=spender)
     planned = rating.minutes_lived(started_at=span.started_at, ended_at=ends_at)
     first, last = period_at(budget, at)
     gone = money.total([_spent_before(spender, first), spender.reserved(), more])
@@ -148,7 +149,7 @@ def all_end_at(budget: Budget, spender: AnySpender, *, at: datetime) -> datetime
     ends; None when it pays all of them. Creations that are held for come first."""
     price_book.wait_for_announcements()
     rows = _open_rows(spender)
-    spans = _whole_spans(rows, currency=spender.currency)
+    spans = _whole_spans(rows, of=spender)
     planned = max((row.ends_at for row in rows), default=at)
     first, last = period_at(budget, at)
     left = money.subtract(budget.amount, money.add(_spent_before(spender, first), spender.reserved()))
@@ -189,7 +190,7 @@ def _spent_before(spender: AnySpender, first: datetime | None) -> Decimal:
     lines = StorageLine.objects.filter(segment__in=whole.values("id"))
     parts = [_sum(created), _sum(lines)]
     for row in straddling:
-        [span] = _whole_spans([row], currency=spender.currency, ends_at=row.closed_at)
+        [span] = _whole_spans([row], of=spender, ends_at=row.closed_at)
         parts.append(_cost([span], first, row.closed_at))
     return money.total(parts)
 
@@ -200,7 +201,7 @@ def _sum(rows: QuerySet[Any]) -> Decimal:
 
 
 def _whole_spans(
-    rows: Sequence[StorageSegment], *, currency: str, ends_at: datetime | None = None
+    rows: Sequence[StorageSegment], *, of: AnySpender, ends_at: datetime | None = None
 ) -> list[StoredSpan]:
     """Segments from their first minute on, as if nothing of them were billed yet; `ends_at` for their own."""
     unbilled = [
@@ -209,7 +210,7 @@ def _whole_spans(
         )
         for row in rows
     ]
-    return segments.spans(unbilled, currency=currency)
+    return segments.spans(unbilled, organization_id=of.organization_id, currency=of.currency)
 
 
 def _started_before(at: datetime) -> datetime:

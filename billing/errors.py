@@ -5,6 +5,7 @@
     ├── InsufficientFunds       less is available than is needed
     ├── NoPrice                 the price book has no price for that instant
     ├── PriceRefused            a published price overlaps, or starts too soon
+    ├── DraftRefused            a draft of new prices, or the month to try it on, cannot be read
     ├── HoldError
     │   ├── HoldNotFound        no hold was placed under that reference
     │   ├── HoldExists          one was placed already
@@ -52,6 +53,10 @@ class NoPrice(BillingError):
 
 class PriceRefused(BillingError):
     code = "price_refused"
+
+
+class DraftRefused(BillingError):
+    code = "draft_refused"
 
 
 class HoldError(BillingError):

@@ -263,6 +263,9 @@ class LedgerEntry(models.Model):
                 condition=Q(purse__isnull=True),
                 name="waivers_of_organization",
             ),
+            models.Index(
+                fields=["organization"], condition=Q(kind="recharge"), name="recharges_of_organization"
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount__gt=0), name="entry_moves_something"),
@@ -387,21 +390,27 @@ class Hold(models.Model):
 
 
 class PricedItem(models.Model):
-    """What has a price: a meter, for a model or a family of models, in one currency."""
+    """What has a price: a meter, for a model or a family of models, in one currency, for one tier or for all.
+
+    A price for the account's tier wins over the one for all.
+    """
 
     meter = models.CharField(max_length=12, choices=Meter)
     model = models.CharField(max_length=128, help_text="A model's name, or a family's.")
     currency = models.CharField(max_length=3, choices=CURRENCIES, default="CNY")
+    tier = models.CharField(
+        max_length=32, blank=True, default="", help_text="A tier's name. Empty: for all tiers."
+    )
 
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["meter", "model", "currency"], name="one_item_per_meter_and_model"
+                fields=["meter", "model", "currency", "tier"], name="one_item_per_meter_model_and_tier"
             ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.meter} {self.model} {self.currency}"
+        return " ".join(filter(None, [self.meter, self.model, self.currency, self.tier]))
 
 
 class Price(models.Model):
@@ -429,6 +438,37 @@ class Price(models.Model):
 
     def __str__(self) -> str:
         return f"{self.priced_item} {self.per_million}"
+
+
+class AccountPriceTier(models.Model):
+    """The tier whose prices an account pays, from one instant to the next. Written by `price_tiers` alone.
+
+    Two never overlap. What has begun is only ended; what is planned may be taken back. Where there is no row, the
+    prices for all tiers hold.
+    """
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="price_tiers", db_index=False
+    )
+    tier = models.CharField(max_length=32)
+    valid_from = models.DateTimeField()
+    valid_to = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "valid_from"], name="price_tiers_of_organization"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=~Q(tier=""), name="price_tier_is_named"),
+            models.CheckConstraint(
+                condition=Q(valid_to__isnull=True) | Q(valid_to__gt=F("valid_from")),
+                name="price_tier_ends_after_start",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} {self.tier} from {self.valid_from}"
 
 
 class StorageSegment(models.Model):

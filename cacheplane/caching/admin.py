@@ -20,9 +20,9 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from billing import clock, money
-from cacheplane.access import audit
-from cacheplane.access.admin import ReadOnlyAdmin
+from cacheplane.access import audit, tiers
 from cacheplane.access.admin_actions import ReasonField, ReasonForm, act_on_form, operator_of
+from cacheplane.access.admin_pages import ReadOnlyAdmin
 from cacheplane.caching import lifecycle
 from cacheplane.caching.models import (
     ACTIVE,
@@ -366,7 +366,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
             return done
 
         posted = request.POST or None
-        longest = row.organization.tier.ttl_seconds_max
+        longest = tiers.tier_now(row.organization).ttl_seconds_max
         return act_on_form(
             self,
             request,

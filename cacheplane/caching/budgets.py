@@ -38,7 +38,9 @@ def _bounds(row: CacheObject, *, currency: str) -> list[Bound]:
     found = []
     if (own := of(row)) is not None:
         keys = [creation_key(row.id, number + 1) for number in range(row.activations)]
-        spender = Spender(subject=row.id, creation_keys=keys, currency=currency)
+        spender = Spender(
+            organization_id=row.organization_id, subject=row.id, creation_keys=keys, currency=currency
+        )
         found.append(Bound(budget=own, spender=spender, is_organizations=False))
     if (shared := of_organization(row.organization_id)) is not None:
         everybody = OrganizationSpender(
@@ -96,7 +98,13 @@ def reached(account: LockedAccount, row: CacheObject, *, at: datetime) -> Reache
 def require_creation(account: LockedAccount, row: CacheObject, *, at: datetime) -> None:
     """Raise InvalidRequest when a budget cannot pay a creation and the first minute."""
     for bound in _bounds(row, currency=account.currency):
-        quote = charging.creation_quote(model=row.model, tokens=row.tokens, currency=account.currency, at=at)
+        quote = charging.creation_quote(
+            organization_id=row.organization_id,
+            model=row.model,
+            tokens=row.tokens,
+            currency=account.currency,
+            at=at,
+        )
         left = budgets.left(bound.budget, bound.spender, at=at)
         if quote.total > left:
             period = "a month" if bound.budget.per == budgets.MONTH else "in total"

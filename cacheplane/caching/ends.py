@@ -40,7 +40,13 @@ class Plan:
 
 def of_activation(account: LockedAccount, row: CacheObject, *, at: datetime) -> Plan:
     """Of an object that becomes active at `at`: that is a use."""
-    quote = charging.creation_quote(model=row.model, tokens=row.tokens, currency=account.currency, at=at)
+    quote = charging.creation_quote(
+        organization_id=row.organization_id,
+        model=row.model,
+        tokens=row.tokens,
+        currency=account.currency,
+        at=at,
+    )
     segment = StorageSegment(
         subject=row.id, model=row.model, tokens=row.tokens, started_at=at, ends_at=row.expired_at
     )

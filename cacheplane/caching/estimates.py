@@ -87,22 +87,28 @@ def estimate(caller: Caller, new: NewCacheObject) -> Estimate:
     _tools, tokens = cache_objects.counted(caller, new)
     currency = accounts.balance(caller.organization_id, at).currency
     return priced(
+        caller.organization_id,
         family=new.model,
         tokens=tokens,
         currency=currency,
         at=at,
-        ends_at=at + _lasts(lifetime, family=new.model, tokens=tokens, currency=currency, at=at),
+        ends_at=at
+        + _lasts(caller.organization_id, lifetime, family=new.model, tokens=tokens, currency=currency, at=at),
     )
 
 
-def _lasts(lifetime: Lifetime, *, family: str, tokens: int, currency: str, at: datetime) -> timedelta:
+def _lasts(
+    organization_id: str, lifetime: Lifetime, *, family: str, tokens: int, currency: str, at: datetime
+) -> timedelta:
     """With ttl auto as long as it is kept without a call; with a schedule one window."""
     if isinstance(lifetime, Scheduled):
         opening = schedules.read(lifetime.windows).next_opening(at)
         return opening.closes_at - opening.opens_at
     until = lifetime.until(at)
     if isinstance(lifetime, Auto):
-        quote = charging.creation_quote(model=family, tokens=tokens, currency=currency, at=at)
+        quote = charging.creation_quote(
+            organization_id=organization_id, model=family, tokens=tokens, currency=currency, at=at
+        )
         until = min(until, ski_rental.kept_until(started_at=at, used_at=at, minutes=_break_even(quote)))
     return until - at
 
@@ -111,15 +117,25 @@ def _break_even(quote: CreationQuote) -> int:
     return ski_rental.break_even_minutes(creation=quote.fee, storage_per_minute=quote.storage_per_minute)
 
 
-def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: datetime) -> Estimate:
-    """The estimate of an object that is kept from `at` to `ends_at`."""
-    quote = charging.creation_quote(model=family, tokens=tokens, currency=currency, at=at)
+def priced(
+    organization_id: str, *, family: str, tokens: int, currency: str, at: datetime, ends_at: datetime
+) -> Estimate:
+    """The estimate of an object that is kept from `at` to `ends_at`, at the organization's prices."""
+    quote = charging.creation_quote(
+        organization_id=organization_id, model=family, tokens=tokens, currency=currency, at=at
+    )
     minutes = rating.minutes_lived(started_at=at, ended_at=ends_at)
     storage = money.multiply(minutes, quote.storage_per_minute)
     served = registry.sized_models(family)
     # A call of no token costs the fee alone.
     call_fee = charging.cached_call_quote(
-        model=served[0].name, family=family, currency=currency, prompt_tokens=0, completion_tokens=0, at=at
+        organization_id=organization_id,
+        model=served[0].name,
+        family=family,
+        currency=currency,
+        prompt_tokens=0,
+        completion_tokens=0,
+        at=at,
     )
     lifetime_seconds = max(1, (ends_at - at) // SECOND)
     return Estimate(
@@ -133,6 +149,7 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
         call_fee=call_fee,
         break_even_minutes=_break_even(quote),
         models=_on_models(
+            organization_id,
             served,
             engine=registry.engine_for(family),
             tokens=tokens,
@@ -146,6 +163,7 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
 
 
 def _on_models(
+    organization_id: str,
     served: Sequence[SizedModel],
     *,
     engine: Engine,
@@ -159,7 +177,12 @@ def _on_models(
     found = []
     for model in served:
         price = charging.call_quote(
-            model=model.name, currency=currency, prompt_tokens=tokens, completion_tokens=0, at=at
+            organization_id=organization_id,
+            model=model.name,
+            currency=currency,
+            prompt_tokens=tokens,
+            completion_tokens=0,
+            at=at,
         )
         spared = money.to_nanos(money.subtract(price, call_fee))
         is_too_long = tokens >= min(model.window_tokens, engine.window_tokens)

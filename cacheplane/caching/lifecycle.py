@@ -96,7 +96,13 @@ def hold_creation(
     account: LockedAccount, *, cache_id: str, model: str, tokens: int, at: datetime
 ) -> uuid.UUID:
     """Set the creation fee and the first storage minute aside. Raises billing's InsufficientFunds."""
-    quote = charging.creation_quote(model=model, tokens=tokens, currency=account.currency, at=at)
+    quote = charging.creation_quote(
+        organization_id=account.organization_id,
+        model=model,
+        tokens=tokens,
+        currency=account.currency,
+        at=at,
+    )
     reference = uuid.uuid4()
     holds.place(account, reference=reference, kind="creation", subject=cache_id, amount=quote.total, at=at)
     return reference
@@ -530,7 +536,13 @@ def _note_planned_end(account: LockedAccount, row: CacheObject, *, at: datetime)
         # In the period that it ended in, however late that is written down.
         note_budget(account, row, spent_at=row.expired_at - timedelta(microseconds=1), at=at)
     elif row.ttl_policy == AUTO:
-        quote = charging.creation_quote(model=row.model, tokens=row.tokens, currency=account.currency, at=at)
+        quote = charging.creation_quote(
+            organization_id=row.organization_id,
+            model=row.model,
+            tokens=row.tokens,
+            currency=account.currency,
+            at=at,
+        )
         note(row.id, row.organization_id, "auto_expired", at=at, actor="clock", **reasons.of_rest(row, quote))
     elif row.ttl_policy == SCHEDULED:
         detail = reasons.of_closing(next_open_at=row.windows.next_open(at))

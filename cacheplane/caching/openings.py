@@ -9,7 +9,7 @@ from django.db import transaction
 
 from billing import accounts, charging, clock
 from billing.errors import BillingError
-from cacheplane.access import callers, gates
+from cacheplane.access import callers, gates, tiers
 from cacheplane.caching import lifecycle, lifetimes, reasons, uses
 from cacheplane.caching.models import ERROR, EXPIRED, CacheObject
 from cacheplane.caching.schedules import Opening
@@ -59,13 +59,19 @@ def _open(organization_id: str, cache_id: str) -> None:
     uses.write(row, {"reopen_at": lifetimes.reopen_at(schedule, at=at, lead=lead)})
     if opening is None:
         return  # the window went by while no worker ran
-    tier = row.organization.tier
+    tier = tiers.tier_now(row.organization)
     callers.require_state(organization_id, row.organization.state)
     gates.require_for(organization_id, rank=tier.rank, feature=gates.CONTEXT_CACHING, at=at)
     lifecycle.require_room(
         organization_id, tokens=row.tokens, cached_tokens_max=tier.cached_tokens_max, at=at
     )
-    quote = charging.creation_quote(model=row.model, tokens=row.tokens, currency=account.currency, at=at)
+    quote = charging.creation_quote(
+        organization_id=row.organization_id,
+        model=row.model,
+        tokens=row.tokens,
+        currency=account.currency,
+        at=at,
+    )
     detail = reasons.of_opening(opens_at=opening.opens_at, closes_at=opening.closes_at, quote=quote)
     lifecycle.revive(
         account, row, until=opening.closes_at, at=at, actor="clock", kind="schedule_opened", **detail

@@ -47,7 +47,13 @@ def use(
 def earn(account: LockedAccount, row: CacheObject, *, is_hit: bool, at: datetime, actor: str) -> None:
     """ttl auto: an active object was used at `at`, or was asked for anew. A use never makes the end an earlier one."""
     assert row.segment is not None and row.cap_at is not None
-    quote = charging.creation_quote(model=row.model, tokens=row.tokens, currency=account.currency, at=at)
+    quote = charging.creation_quote(
+        organization_id=row.organization_id,
+        model=row.model,
+        tokens=row.tokens,
+        currency=account.currency,
+        at=at,
+    )
     minutes = ski_rental.break_even_minutes(creation=quote.fee, storage_per_minute=quote.storage_per_minute)
     until = ski_rental.kept_until(started_at=row.segment.started_at, used_at=at, minutes=minutes)
     until = min(until, row.cap_at)

@@ -191,6 +191,7 @@ def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: 
         account = accounts.lock(caller.organization_id, reference=wanted.call_id)
         at = account.locked_at
         amount = _quote(
+            organization_id=account.organization_id,
             serving_model=wanted.model,
             family=wanted.family,
             currency=account.currency,
@@ -390,6 +391,7 @@ def prices(
 
     def quote(of: Prefix | None) -> Decimal:
         return _quote(
+            organization_id=caller.organization_id,
             serving_model=serving.model,
             family=serving.family,
             currency=currency,
@@ -404,6 +406,7 @@ def prices(
 
 def _quote(
     *,
+    organization_id: str,
     serving_model: str,
     family: str,
     currency: str,
@@ -414,6 +417,7 @@ def _quote(
 ) -> Decimal:
     if prefix is None:
         return charging.call_quote(
+            organization_id=organization_id,
             model=serving_model,
             currency=currency,
             prompt_tokens=prompt_tokens,
@@ -421,6 +425,7 @@ def _quote(
             at=at,
         )
     return charging.cached_call_quote(
+        organization_id=organization_id,
         model=serving_model,
         family=family,
         currency=currency,

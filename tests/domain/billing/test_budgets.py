@@ -24,16 +24,16 @@ MONTH_END = datetime(2024, 7, 31, 16, tzinfo=UTC)
 """Midnight of UTC+8."""
 
 
-def spender(subject: str = "cache-a", *, creations: int = 1) -> Spender:
+def spender(payer: Payer, subject: str = "cache-a", *, creations: int = 1) -> Spender:
     keys = [f"{subject}:{number + 1}" for number in range(creations)]
-    return Spender(subject=subject, creation_keys=keys, currency="CNY")
+    return Spender(organization_id=payer.organization_id, subject=subject, creation_keys=keys, currency="CNY")
 
 
 def end(payer: Payer, budget: Budget, *, hours: float, who: Spender | None = None) -> datetime | None:
     segment = StorageSegment.objects.get(subject="cache-a", closed_at__isnull=True)
     with transaction.atomic():
         return budgets.ends_at(
-            budget, who or spender(), segment, ends_at=payer.at + timedelta(hours=hours), at=payer.at
+            budget, who or spender(payer), segment, ends_at=payer.at + timedelta(hours=hours), at=payer.at
         )
 
 
@@ -58,10 +58,10 @@ def test_what_was_spent_counts_minutes_that_have_started(payer: Payer) -> None:
     payer.create("cache-a", tokens=TOKENS, seconds=600)
     for seconds, minutes in ((0, 1), (59, 1), (1, 2), (3600, 10)):
         payer.pass_time(seconds=seconds)
-        assert budgets.spent(total(100), spender(), at=payer.at) == Decimal("2.4") + minutes * JULY
+        assert budgets.spent(total(100), spender(payer), at=payer.at) == Decimal("2.4") + minutes * JULY
     payer.close("cache-a")
-    assert budgets.spent(total(100), spender(), at=payer.at) == Decimal("12.4")
-    assert budgets.spent(monthly(100), spender(), at=payer.at) == Decimal("12.4")
+    assert budgets.spent(total(100), spender(payer), at=payer.at) == Decimal("12.4")
+    assert budgets.spent(monthly(100), spender(payer), at=payer.at) == Decimal("12.4")
 
 
 def test_it_is_one_subject_s(payer: Payer) -> None:
@@ -84,10 +84,10 @@ def test_a_month_ends_at_midnight_of_utc_8(payer: Payer) -> None:
     assert end(payer, monthly(10), hours=2) == MONTH_END + 10 * MINUTE, "the next month has its own ten"
     assert end(payer, monthly(110), hours=2) is None
     payer.at = MONTH_END + 3 * MINUTE
-    assert budgets.spent(monthly(10), spender(), at=MONTH_END - MINUTE / 60) == 10
-    assert budgets.spent(monthly(10), spender(), at=payer.at) == 4
+    assert budgets.spent(monthly(10), spender(payer), at=MONTH_END - MINUTE / 60) == 10
+    assert budgets.spent(monthly(10), spender(payer), at=payer.at) == 4
     payer.close("cache-a")
-    assert budgets.spent(monthly(10), spender(), at=payer.at) == 3
+    assert budgets.spent(monthly(10), spender(payer), at=payer.at) == 3
     payer.create("cache-a", tokens=TOKENS)
     assert end(payer, monthly(10), hours=2) == payer.at + 4 * MINUTE, "3 and a creation of 2.40 are spent"
 
@@ -97,8 +97,8 @@ def test_a_creation_of_last_month_is_last_month_s(payer: Payer) -> None:
     payer.create("cache-a", tokens=TOKENS, seconds=30)
     payer.close("cache-a", at=MONTH_END - MINUTE / 2)
     payer.at = MONTH_END + MINUTE
-    assert budgets.spent(monthly(10), spender(), at=payer.at) == 0
-    assert budgets.spent(total(10), spender(), at=payer.at) == Decimal("3.4")
+    assert budgets.spent(monthly(10), spender(payer), at=payer.at) == 0
+    assert budgets.spent(total(10), spender(payer), at=payer.at) == Decimal("3.4")
 
 
 def test_more_that_is_about_to_be_spent(payer: Payer) -> None:
@@ -108,7 +108,7 @@ def test_more_that_is_about_to_be_spent(payer: Payer) -> None:
     with transaction.atomic():
         found = budgets.ends_at(
             total(10),
-            spender("cache-new", creations=0),
+            spender(payer, "cache-new", creations=0),
             segment,
             ends_at=segment.ends_at,
             at=NOON,
@@ -134,7 +134,7 @@ def test_up_to_its_end_the_bill_is_within_the_budget_and_a_minute_more_is_not(db
         payer.close("cache-a")
     payer.store("cache-a", tokens=TOKENS, seconds=10_800)
     started_at = payer.at
-    who = spender(creations=lives)
+    who = spender(payer, creations=lives)
     payer.pass_time(seconds=chance.randint(0, 600))
     found = end(payer, budget, hours=2, who=who)
     ends_at = found or payer.at + timedelta(hours=2)

@@ -47,6 +47,7 @@ def busy(payer):
     payer.call(prompt=100, completion=10, subject="cache-1")
     payer.pass_time(minutes=5).settle()
     invoicing.make(payer.organization_id, at=payer.at + timedelta(days=31))
+    payer.change_tier("tier3")
     return payer
 
 

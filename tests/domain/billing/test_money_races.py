@@ -220,4 +220,68 @@ def test_an_announcement_waits_for_who_is_reading_prices(payer):
     all_at_once([open_and_linger, announce])
     assert order == ["opened", "announced"]
     assert storage.reprice() == 1
-    assert charging.creation_quote(model="moonshot-v1", tokens=1, currency="CNY", at=payer.at).fee > 0
+    assert (
+        charging.creation_quote(
+            organization_id=payer.organization_id, model="moonshot-v1", tokens=1, currency="CNY", at=payer.at
+        ).fee
+        > 0
+    )
+
+
+def test_a_tier_that_changes_under_calls_leaves_each_at_the_price_it_was_quoted(new_payer):
+    """The audit after the test rates every call again by the tier of its instant."""
+    payer, now = new_payer(recharged="100"), clock.now()
+    for tier, per_million in (("tier1", 1_000), ("", 7_000)):
+        for meter in ("prompt", "completion"):
+            price_book.publish(
+                meter=meter,
+                model="brand-new",
+                currency="CNY",
+                tier=tier,
+                per_million=Decimal(per_million),
+                valid_from=now,
+            )
+
+    def call() -> Decimal:
+        reference = uuid.uuid4()
+        with transaction.atomic():
+            account = payer.locked()
+            began = account.locked_at
+            quote = charging.call_quote(
+                organization_id=payer.organization_id,
+                model="brand-new",
+                currency="CNY",
+                prompt_tokens=1000,
+                completion_tokens=0,
+                at=began,
+            )
+            holds.place(
+                account, reference=reference, kind="call", subject="x", amount=quote, at=account.locked_at
+            )
+        with transaction.atomic():
+            account = payer.locked()
+            charged = charging.charge_call(
+                account,
+                hold_reference=reference,
+                call_id=str(reference),
+                subject=None,
+                family="moonshot-v1",
+                model="brand-new",
+                prompt_tokens=1000,
+                cached_tokens=0,
+                completion_tokens=0,
+                started_at=began,
+                at=account.locked_at,
+                api_key_id="",
+                request_id="",
+            )
+        assert (charged.total, charged.waived) == (quote, 0)
+        return quote
+
+    flips = [partial(payer.change_tier, tier) for tier in ("tier1", "tier0") * 8]
+    works: list[Callable[[], Any]] = [call] * 24 + flips
+    random.Random(7).shuffle(works)
+    outcomes = [one for one in all_at_once(works) if isinstance(one, Decimal)]
+    assert len(outcomes) == 24
+    assert set(outcomes) <= {Decimal(1), Decimal(7)}
+    assert payer.available == 100 - sum(outcomes)

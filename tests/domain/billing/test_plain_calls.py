@@ -166,7 +166,9 @@ def way_of_settling(
 def known_prices(payer: Payer) -> None:
     payer.locked()
     for meter, model in (("prompt", MODEL), ("completion", MODEL), ("call", FAMILY)):
-        price_book.price_at(meter=meter, model=model, currency=CURRENCY, at=clock.now())
+        price_book.price_at(
+            organization_id=payer.organization_id, meter=meter, model=model, currency=CURRENCY, at=clock.now()
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))

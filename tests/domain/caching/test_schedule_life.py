@@ -14,7 +14,7 @@ from billing import clock
 from billing.budgets import Budget
 from billing.models import Hold
 from cacheplane.access import gates
-from cacheplane.access.models import Organization
+from cacheplane.access.models import Organization, Tier
 from cacheplane.caching import lifecycle
 from cacheplane.caching.lifetimes import Auto, Fixed, Scheduled
 from cacheplane.caching.models import ACTIVE, EXPIRED, PENDING, CacheObject
@@ -189,7 +189,7 @@ def test_what_a_creation_would_not_be_allowed_is_not_opened(owner: Owner, way: s
     if way == "gate":
         gates.close_for(organization, feature="context_caching", reason="test", operator="ada")
     if way == "room":
-        type(organization.tier).objects.filter(slug=organization.tier_id).update(cached_tokens_max=999)
+        Tier.objects.filter(slug="tier5").update(cached_tokens_max=999)
     due(owner, row)
     expiry.open_scheduled()
     assert owner.status(row) == EXPIRED

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0007_margin_of_a_hold")]
+    dependencies = [("billing", "0008_tier_prices")]
 
     operations = [
         migrations.AddIndex(
