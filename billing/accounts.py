@@ -82,10 +82,20 @@ class LockedAccount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Voucher:
+    """What is left of the vouchers that expire at one instant; None: never."""
+
+    amount: Decimal
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
     """`cash` and `voucher` are what is posted (expired vouchers left out); available = both − held − owed.
 
     `exhaust_at` is the first minute of storage that cannot be paid as things stand; None: all can.
+    `storage_per_minute` is what all that is stored now costs a minute at the prices of now. `vouchers` come in the
+    order in which they pay.
     """
 
     currency: str
@@ -95,6 +105,16 @@ class Balance:
     owed: Decimal
     available: Decimal
     exhaust_at: datetime | None
+    storage_per_minute: Decimal
+    vouchers: tuple[Voucher, ...]
+
+    @property
+    def runway_seconds(self) -> int | None:
+        """How long what is available pays for what is stored now, were it never ended; None: nothing is stored."""
+        if self.storage_per_minute == ZERO:
+            return None
+        seconds = money.to_nanos(self.available) * 60 // money.to_nanos(self.storage_per_minute)
+        return max(0, seconds)
 
 
 # --- Opening and locking --------------------------------------------------------------------------------------
@@ -329,6 +349,12 @@ def balance(organization_id: str, at: datetime) -> Balance:
         owed=position.owed,
         available=position.available,
         exhaust_at=exhaust_at,
+        storage_per_minute=rating.per_minute(spans, at=at),
+        vouchers=tuple(
+            Voucher(amount=purse.posted, expires_at=purse.expires_at)
+            for purse in sorted(valid, key=lambda purse: (purse.expires_at is None, purse.expires_at or at))
+            if purse.kind == AccountKind.VOUCHER and purse.posted > ZERO
+        ),
     )
 
 

@@ -279,6 +279,8 @@ def call_events(
             occurred_at=started_at,
             api_key_id=api_key_id,
             request_id=request_id,
+            cached_tokens=cached_tokens if meter == Meter.CALL else None,
+            called_model=model if meter == Meter.CALL else "",
         )
         for meter, priced, quantity in used
         if quantity > 0

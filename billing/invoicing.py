@@ -14,7 +14,7 @@ from django.db import connection, transaction
 
 from billing import money, statements
 from billing.errors import InvoiceRefused
-from billing.models import BillingAccount, Invoice, LedgerEntry
+from billing.models import ENTRY_ORDER, BillingAccount, Invoice, LedgerEntry
 from billing.money import ZERO
 from billing.periods import Period, day_at, month_of, months
 from billing.rounding import invoice_amount
@@ -54,7 +54,7 @@ def _missing(organization_id: str, last: Period) -> list[Period]:
     invoice = _last_invoice(organization_id)
     if invoice is not None:
         return months(month_of(invoice.month).end, last.start)
-    entry = LedgerEntry.objects.filter(organization_id=organization_id).order_by("id").first()
+    entry = LedgerEntry.objects.filter(organization_id=organization_id).order_by(ENTRY_ORDER.asc()).first()
     return [] if entry is None else months(day_at(entry.created_at), last.start)
 
 

@@ -249,6 +249,8 @@ class Journal:
                 "end_minute": end,
                 "api_key_id": event.api_key_id,
                 "request_id": event.request_id,
+                "cached_tokens": event.cached_tokens,
+                "called_model": event.called_model,
             }
         )
 
@@ -317,7 +319,7 @@ def insert(table: str, columns: str) -> str:
 INSERT_EVENTS = insert(
     "billing_meterevent",
     "id, organization_id, meter, source, source_key, subject, model, quantity, unit, occurred_at,"
-    " first_minute, end_minute, api_key_id, request_id",
+    " first_minute, end_minute, api_key_id, request_id, cached_tokens, called_model",
 )
 INSERT_ENTRIES = insert(
     "billing_ledgerentry",

@@ -9,7 +9,7 @@ from typing import ClassVar
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models.functions import Abs, Now
 
 from billing import chain
 from billing.chain import ChainedEntry
@@ -163,6 +163,16 @@ class MeterEvent(models.Model):
     )
     api_key_id = models.CharField(max_length=64, blank=True)
     request_id = models.CharField(max_length=64, blank=True)
+    cached_tokens = models.BigIntegerField(
+        null=True, blank=True, help_text="Call on a cache object: prompt tokens that were taken from it."
+    )
+    called_model = models.CharField(
+        max_length=128,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Call on a cache object: the model that answered.",
+    )
     recorded_at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -182,6 +192,10 @@ class MeterEvent(models.Model):
                 | (~Q(meter="storage") & Q(first_minute__isnull=True, end_minute__isnull=True)),
                 name="storage_events_have_minutes",
             ),
+            models.CheckConstraint(
+                condition=Q(cached_tokens__isnull=True) | Q(meter="call", cached_tokens__gte=0),
+                name="calls_tell_cached_tokens",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -198,6 +212,10 @@ class EntryKind(models.TextChoices):
     REVERSAL = "reversal", "Reversal"
     LAPSE = "lapse", "Voucher lapsed"
     WAIVER = "waiver", "Waived: used, but not covered"
+
+
+ENTRY_ORDER = Abs("id")
+"""What pages of entries are ordered by: the id, which is never negative."""
 
 
 class LedgerEntry(models.Model):
@@ -257,7 +275,9 @@ class LedgerEntry(models.Model):
     class Meta:
         verbose_name_plural = "ledger entries"
         indexes: ClassVar = [
-            models.Index(fields=["organization", "-id"], name="entries_of_organization"),
+            # In an expression that the primary key has not, so that no page is read from the key instead, past the
+            # entries of everybody else.
+            models.Index(F("organization"), ENTRY_ORDER.desc(), name="entries_of_organization"),
             models.Index(
                 fields=["organization", "created_at"],
                 condition=Q(purse__isnull=True),

@@ -268,6 +268,20 @@ def owed(spans: Iterable[StoredSpan], *, at: datetime) -> Decimal:
     return money.from_nanos(sum(track.cost_up_to(instant) for track in map(_Track, spans)))
 
 
+def per_minute(spans: Iterable[StoredSpan], *, at: datetime) -> Decimal:
+    """What the spans that are stored at `at` cost a minute, at the prices in force then."""
+    return money.total(
+        amount(span.tokens, _in_force(span, at=at).unit_price)
+        for span in spans
+        if span.started_at <= at < span.ends_at
+    )
+
+
+def _in_force(span: StoredSpan, *, at: datetime) -> PricePiece:
+    """The first piece where the minute of `at` is posted already, and its price forgotten."""
+    return next((piece for piece in reversed(span.prices) if piece.valid_from <= at), span.prices[0])
+
+
 def position(spans: Sequence[StoredSpan], funds: Sequence[Fund], *, at: datetime) -> Position:
     """What is owed and available at `at`, when each minute is paid by what was valid as it started.
 

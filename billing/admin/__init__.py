@@ -242,6 +242,8 @@ class MeterEventAdmin(OfOrganizationAdmin):
         "model",
         "quantity",
         "unit",
+        "cached_tokens",
+        "called_model",
         "subject",
         "api_key_id",
     ]

@@ -186,6 +186,14 @@ def list_of(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def page_of(item: dict[str, Any]) -> dict[str, Any]:
+    """A list that says whether it goes on."""
+    page = list_of(item)
+    page["required"] = [*page["required"], "has_more"]
+    page["properties"]["has_more"] = {"type": "boolean"}
+    return page
+
+
 LIMIT = OpenApiParameter(
     "limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
 )

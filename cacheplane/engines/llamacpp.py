@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,10 +142,12 @@ class LlamaCppEngine:
         if not tokens:
             raise InvalidRequest("There are no tokens to compute.")
         await self.erase(slot=slot)
+        started = time.monotonic()
         await self._evaluate(tokens, slot=slot, on_progress=on_progress)
+        prefill_ms = round((time.monotonic() - started) * 1000)
         saving = asyncio.ensure_future(self._save(len(tokens), slot=slot, filename=filename))
         try:
-            return await asyncio.shield(saving)
+            return replace(await asyncio.shield(saving), prefill_ms=prefill_ms)
         except asyncio.CancelledError:
             # The engine's save cannot be called back: let it end, so that what it wrote can be removed.
             await asyncio.wait([saving])

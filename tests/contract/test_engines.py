@@ -211,6 +211,7 @@ async def test_a_prefix_is_served_whole_to_a_call_that_goes_on_from_it(
     prefix = await engine.prefix_tokens(PREFIXES[name], tools)
     assert await engine.count_prefix_tokens(PREFIXES[name], tools) == len(prefix)
     handle = await engine.prefill(prefix, slot=0, filename="whole.kv")
+    assert handle.prefill_ms is not None and handle.prefill_ms >= 0
     await engine.erase(slot=0)
     await engine.restore(handle, slot=0)
     used = final_usage(await answer(engine, request([*PREFIXES[name], QUESTION], tools=tools)))

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0008_tier_prices")]
+    dependencies = [("billing", "0009_cached_tokens")]
 
     operations = [
         migrations.AddIndex(
