@@ -178,6 +178,11 @@ class MeterEvent(models.Model):
     class Meta:
         indexes: ClassVar = [
             models.Index(fields=["organization", "occurred_at"], name="events_of_organization"),
+            models.Index(
+                fields=["organization", "occurred_at"],
+                condition=Q(meter="creation"),
+                name="creations_of_organization",
+            ),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["source", "source_key"], name="one_event_per_source_key"),
@@ -503,6 +508,8 @@ class StorageSegment(models.Model):
     class Meta:
         indexes: ClassVar = [
             models.Index(fields=["organization"], condition=Q(closed_at__isnull=True), name="open_segments"),
+            models.Index(fields=["subject"], name="segments_of_subject"),
+            models.Index(fields=["organization", "closed_at"], name="segments_of_organization"),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(

@@ -212,6 +212,11 @@ def prices_between(
     return rating.price_pieces(prices, tiers, first=first, last=last, of=of)
 
 
+def was_announced(*, meter: str, since: datetime) -> bool:
+    """Whether a price of this meter was published after `since`."""
+    return Price.objects.filter(priced_item__meter=meter, created_at__gt=since).exists()
+
+
 def wait_for_announcements() -> None:
     """Until the end of the caller's transaction no price is announced; one that is being announced is waited for.
 

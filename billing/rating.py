@@ -210,6 +210,18 @@ def _pieces(span: StoredSpan, first_minute: int, end_minute: int) -> list[tuple[
     return [(piece, lo, hi) for piece, lo, hi in clipped if lo < hi]
 
 
+def first_beyond(span: StoredSpan, *, first_minute: int, end_minute: int, allowance: Decimal) -> int | None:
+    """The first of minutes [first_minute, end_minute) that an allowance, paying them in order, cannot pay any more;
+    None: it pays them all."""
+    left = money.to_nanos(allowance)
+    for piece, lo, hi in _pieces(span, first_minute, end_minute):
+        rate = span.tokens * money.to_nanos(piece.unit_price)
+        if rate and left < rate * (hi - lo):
+            return lo + max(0, left) // rate
+        left -= rate * (hi - lo)
+    return None
+
+
 # --- What is owed, and when money runs out --------------------------------------------------------------------
 
 

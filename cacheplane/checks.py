@@ -9,6 +9,8 @@ from django.core.checks import CheckMessage, Error, Tags, register
 
 ABOVE_ZERO = (
     "CACHE_DEFAULT_TTL_SECONDS",
+    "CACHE_SCHEDULE_LEAD_SECONDS",
+    "CACHE_SCHEDULE_RETRY_SECONDS",
     "CREATE_WAITERS_MAX",
     "TAGS_PER_ORGANIZATION_MAX",
     "PRECOMPUTE_LEASE_SECONDS",

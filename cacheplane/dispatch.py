@@ -24,6 +24,8 @@ DESTROY_ORPHANS = "workers.destroy_orphans"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 WATCH_FOR_WEBHOOKS = "workers.watch_for_webhooks"
 SWEEP_WEBHOOKS = "workers.sweep_webhooks"
+OPEN_SCHEDULED = "workers.open_scheduled"
+KEEP_TO_BUDGETS = "workers.keep_to_budgets"
 
 ALL = (
     PRECOMPUTE,
@@ -38,6 +40,8 @@ ALL = (
     DELIVER_WEBHOOKS,
     WATCH_FOR_WEBHOOKS,
     SWEEP_WEBHOOKS,
+    OPEN_SCHEDULED,
+    KEEP_TO_BUDGETS,
 )
 
 log = structlog.get_logger(__name__)

@@ -147,6 +147,10 @@ CREATE_WAIT_SECONDS_MAX = env.int("CREATE_WAIT_SECONDS_MAX", default=30)
 """The longest that a creation with `Prefer: wait=…` is kept waiting for its precompute."""
 CREATE_WAITERS_MAX = env.int("CREATE_WAITERS_MAX", default=32)
 """Creations that wait at once in one web process, each on a thread; what comes beyond is answered at once."""
+CACHE_SCHEDULE_LEAD_SECONDS = env.int("CACHE_SCHEDULE_LEAD_SECONDS", default=60)
+"""How long before an opening a scheduled object is computed, beside the time that it took last."""
+CACHE_SCHEDULE_RETRY_SECONDS = env.int("CACHE_SCHEDULE_RETRY_SECONDS", default=600)
+"""How long after an opening was refused, for want of money or room, it is tried again."""
 TAGS_PER_ORGANIZATION_MAX = env.int("TAGS_PER_ORGANIZATION_MAX", default=10_000)
 PRECOMPUTE_LEASE_SECONDS = env.int("PRECOMPUTE_LEASE_SECONDS", default=30)
 PRECOMPUTE_ATTEMPTS_MAX = env.int("PRECOMPUTE_ATTEMPTS_MAX", default=3)

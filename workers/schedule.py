@@ -16,6 +16,10 @@ app.conf.beat_schedule = {
     "expire": _every(2.0, dispatch.EXPIRE),
     # A lost nudge or a dead worker delays a precompute by no more than this and the lease.
     "sweep precompute": _every(5.0, dispatch.SWEEP_PRECOMPUTE),
+    # An opening is planned a minute ahead at least; so much later it is begun at most.
+    "open scheduled": _every(5.0, dispatch.OPEN_SCHEDULED),
+    # A price is announced 300 seconds ahead: within them each budget reckons with it.
+    "keep to budgets": _every(60.0, dispatch.KEEP_TO_BUDGETS),
     "destroy KV": _every(5.0, dispatch.DESTROY_KV),
     "reap calls": _every(5.0, dispatch.REAP_CALLS),
     # A lost nudge delays a webhook by no more than this; a retry is due at its own time.

@@ -40,8 +40,13 @@ class Caller:
 
 def require_active(caller: Caller) -> None:
     """OrganizationSuspended unless the organization may be served."""
-    if caller.organization_state != ACTIVE:
+    require_state(caller.account_label, caller.organization_state)
+
+
+def require_state(account_label: str, state: str) -> None:
+    """The same where nobody calls."""
+    if state != ACTIVE:
         raise OrganizationSuspended(
-            f"Your account {caller.account_label} is not active, current state: {caller.organization_state}, "
+            f"Your account {account_label} is not active, current state: {state}, "
             "you may consider to check your account balance"
         )

@@ -19,7 +19,7 @@ from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
-from billing import clock
+from billing import clock, money
 from cacheplane.access import audit, tiers
 from cacheplane.access.admin_actions import ReasonField, ReasonForm, act_on_form, operator_of
 from cacheplane.access.admin_pages import ReadOnlyAdmin
@@ -34,6 +34,7 @@ from cacheplane.caching.models import (
     CacheTag,
     CacheTagChange,
     IdempotencyKey,
+    OrganizationBudget,
 )
 from cacheplane.errors import Conflict
 
@@ -134,7 +135,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         _time_column("expired_at", "ends"),
         "attempts",
     ]
-    list_filter = [StatusNow, "model", ("organization", admin.RelatedOnlyFieldListFilter)]
+    list_filter = [StatusNow, "ttl_policy", "model", ("organization", admin.RelatedOnlyFieldListFilter)]
     search_fields = ["id", "name", "organization__id", "organization__name"]
     date_hierarchy = "created_at"
     ordering = ["-created_at", "-id"]
@@ -159,6 +160,22 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         ),
         ("Content", {"fields": ["message_count", "tokens_shown", "digest", "messages_shown", "tools_shown"]}),
         ("Life", {"fields": ["created_at", "activated_at", "expired_at", "activations", "events_shown"]}),
+        (
+            "What decides its end",
+            {
+                "fields": [
+                    "ttl_policy",
+                    "used_at",
+                    "kept_minutes",
+                    "cap_at",
+                    "schedule",
+                    "reopen_at",
+                    "precompute_seconds",
+                    "budget_shown",
+                    "wanted_until",
+                ]
+            },
+        ),
         (
             "Precompute",
             {
@@ -187,6 +204,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         "api_key",
         "kv_shown",
         "tags_shown",
+        "budget_shown",
     ]
     actions_detail = ["expire", "extend", "recompute"]
 
@@ -210,6 +228,12 @@ class CacheObjectAdmin(ReadOnlyAdmin):
     @display(description="error")
     def error_shown(self, obj: CacheObject) -> str:
         return f"{obj.error_type}: {obj.error_message}" if obj.error_type else "-"
+
+    @display(description="budget")
+    def budget_shown(self, obj: CacheObject) -> str:
+        if obj.budget_amount is None:
+            return "-"
+        return f"{money.text(obj.budget_amount)}, {obj.get_budget_per_display()}"
 
     @display(description="tags")
     def tags_shown(self, obj: CacheObject) -> str:
@@ -448,6 +472,16 @@ class CacheTagChangeAdmin(ReadOnlyAdmin):
     date_hierarchy = "at"
     ordering = ["-at", "-id"]
     fields = ["at", "tag", "version", "kind", "cache_id", "organization", "actor"]
+
+
+@admin.register(OrganizationBudget)
+class OrganizationBudgetAdmin(ReadOnlyAdmin):
+    """What an organization's creations and storage may cost; `manage.py set_budget` changes it."""
+
+    list_display = [_organization_column, "amount", "per", _time_column("set_at", "set"), "set_by"]
+    search_fields = ["organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    fields = ["organization", "amount", "per", "set_at", "set_by"]
 
 
 @admin.register(IdempotencyKey)

@@ -8,10 +8,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from billing import accounts, charging, clock, money, rating
+from billing.charging import CreationQuote
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
-from cacheplane.caching import cache_objects
+from cacheplane.caching import cache_objects, schedules, ski_rental
 from cacheplane.caching.cache_objects import NewCacheObject
+from cacheplane.caching.lifetimes import Auto, Lifetime, Scheduled
 from cacheplane.engines import registry
 from cacheplane.engines.models import Engine
 from cacheplane.engines.registry import SizedModel
@@ -45,6 +47,8 @@ class Estimate:
     storage_per_hour: Decimal
     storage: Decimal
     call_fee: Decimal
+    break_even_minutes: int
+    """Minutes of storage that cost no more than a creation: how long `ttl` auto keeps an unused object."""
     models: tuple[OnModel, ...]
 
     @property
@@ -79,16 +83,38 @@ def estimate(caller: Caller, new: NewCacheObject) -> Estimate:
     at = clock.now()
     gates.require(caller, feature=cache_objects.FEATURE, at=at)
     rate_limits.admit_tokens(caller, tokens=0)
-    _tools, tokens = cache_objects.counted(caller, new, at=at)
-    ends_at = cache_objects.end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at)
+    lifetime = cache_objects.checked(caller, new.lifetime, at=at)
+    _tools, tokens = cache_objects.counted(caller, new)
+    currency = accounts.balance(caller.organization_id, at).currency
     return priced(
         caller.organization_id,
         family=new.model,
         tokens=tokens,
-        currency=accounts.balance(caller.organization_id, at).currency,
+        currency=currency,
         at=at,
-        ends_at=ends_at,
+        ends_at=at
+        + _lasts(caller.organization_id, lifetime, family=new.model, tokens=tokens, currency=currency, at=at),
     )
+
+
+def _lasts(
+    organization_id: str, lifetime: Lifetime, *, family: str, tokens: int, currency: str, at: datetime
+) -> timedelta:
+    """With ttl auto as long as it is kept without a call; with a schedule one window."""
+    if isinstance(lifetime, Scheduled):
+        opening = schedules.read(lifetime.windows).next_opening(at)
+        return opening.closes_at - opening.opens_at
+    until = lifetime.until(at)
+    if isinstance(lifetime, Auto):
+        quote = charging.creation_quote(
+            organization_id=organization_id, model=family, tokens=tokens, currency=currency, at=at
+        )
+        until = min(until, ski_rental.kept_until(started_at=at, used_at=at, minutes=_break_even(quote)))
+    return until - at
+
+
+def _break_even(quote: CreationQuote) -> int:
+    return ski_rental.break_even_minutes(creation=quote.fee, storage_per_minute=quote.storage_per_minute)
 
 
 def priced(
@@ -121,6 +147,7 @@ def priced(
         storage_per_hour=money.multiply(MINUTES_PER_HOUR, quote.storage_per_minute),
         storage=storage,
         call_fee=call_fee,
+        break_even_minutes=_break_even(quote),
         models=_on_models(
             organization_id,
             served,

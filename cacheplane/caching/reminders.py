@@ -33,6 +33,8 @@ SELECT endpoint.id, object.id
   JOIN billing_billingaccount AS account ON account.organization_id = endpoint.organization_id
  WHERE endpoint.disabled_at IS NULL AND %(type)s = ANY(endpoint.events)
    AND object.status = 'active' AND least(object.expired_at, account.exhaust_at) > %(at)s AND {SOON}
+   -- The end of one that is kept while it earns is always near, and each hit moves it.
+   AND object.ttl_policy <> 'auto'
    AND NOT EXISTS (SELECT 1 FROM events_expiringnotice AS notice
                     WHERE notice.endpoint_id = endpoint.id AND notice.cache_id = object.id)
  ORDER BY object.expired_at LIMIT %(limit)s FOR SHARE OF endpoint

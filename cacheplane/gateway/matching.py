@@ -47,6 +47,8 @@ class Prefix:
     kv_id: uuid.UUID | None
     engine_id: int | None
     kv: KVHandle | None
+    earns_from: datetime | None = None
+    """ttl auto: a hit from then on moves its end. None: no hit does."""
 
     @property
     def kv_tokens(self) -> int:
@@ -60,6 +62,8 @@ SELECT object.id, object.model, object.tokens, CASE WHEN %s THEN object.messages
        object.digest,
        object.message_count, object.status, object.expired_at, segment.closed_at, account.exhaust_at,
        kv.id, kv.engine_id, kv.filename, kv.n_tokens, kv.size_bytes, kv.sha256, kv.blake3, kv.fingerprint,
+       CASE WHEN object.ttl_policy = 'auto' AND object.wanted_until IS NULL AND object.expired_at < object.cap_at
+            THEN object.expired_at - make_interval(mins => object.kept_minutes) END,
        clock_timestamp()
   FROM caching_cacheobject AS object
   JOIN billing_billingaccount AS account ON account.organization_id = object.organization_id
@@ -91,7 +95,8 @@ def find(caller: Caller, reference: Reference) -> Prefix:
     (object_id, family, tokens, messages, tools, identity, message_count, stored, expired_at, closed_at) = (
         row[:10]
     )
-    (exhaust_at, kv_id, engine_id, filename, n_tokens, size_bytes, sha256, blake3, fingerprint, at) = row[10:]
+    (exhaust_at, kv_id, engine_id, filename, n_tokens, size_bytes, sha256, blake3, fingerprint) = row[10:19]
+    (earns_from, at) = row[19:]
     ends_at = min(instant for instant in (expired_at, closed_at, exhaust_at) if instant is not None)
     status = EXPIRED if stored in (ACTIVE, PENDING) and ends_at <= at else stored
     kv = None
@@ -117,6 +122,7 @@ def find(caller: Caller, reference: Reference) -> Prefix:
         kv_id=kv_id,
         engine_id=engine_id,
         kv=kv,
+        earns_from=earns_from if status == ACTIVE else None,
     )
 
 

@@ -14,10 +14,11 @@ from django.db import transaction
 from django.test import Client
 
 from billing import accounts, charging, clock, invoicing
+from billing.budgets import Budget
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
-from cacheplane.caching import idempotency, lifecycle, reminders, tags
+from cacheplane.caching import changes, idempotency, lifecycle, reminders, tags
 from cacheplane.caching.idempotency import Once
 from cacheplane.caching.models import CacheObject
 from cacheplane.engines.models import Engine, EngineSlot, ModelFamily, ServedModel
@@ -183,6 +184,8 @@ def _fill(name: str) -> PayingOrganization:
             tags.point(made.organization_id, "acme", cache_id=row.id, at=at, actor="test")
         once = Once(key="acme", body_digest="0" * 64)
         idempotency.remember(made.organization_id, once, cache_id=rows[0].id, at=at)
+    budget = Budget(amount=Decimal(1_000_000), per="month")
+    changes.set_organization_budget(made.organization_id, budget, operator="test", reason="test")
     invoicing.make(made.organization_id, at=clock.now() + timedelta(days=40))
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)

@@ -51,7 +51,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        operator = f"create_organization ({_account_name()})"
+        operator = f"create_organization ({account_name()})"
         try:
             with transaction.atomic():
                 new = organizations.create(
@@ -95,7 +95,7 @@ def _recharge(new: NewOrganization, *, purse: str, value: Decimal, operator: str
     )
 
 
-def _account_name() -> str:
+def account_name() -> str:
     """The operating system's name for who runs this, for the audit; a container may have none."""
     try:
         return getpass.getuser()
