@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from decimal import Decimal
 from typing import ClassVar
 
@@ -74,11 +75,16 @@ class BillingAccount(models.Model):
     exhaust_at = models.DateTimeField(
         null=True, blank=True, help_text="The first minute of storage that cannot be paid; empty: all can."
     )
+    clock_offset = models.DurationField(
+        default=timedelta(),
+        help_text="How far its clock is ahead of the database's. Only a sandbox's ever is, and it only grows.",
+    )
     created_at = models.DateTimeField()
 
     class Meta:
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(storage_commitment__gte=0), name="commitment_not_negative"),
+            models.CheckConstraint(condition=Q(clock_offset__gte=timedelta()), name="clock_never_behind"),
         ]
 
     def __str__(self) -> str:

@@ -80,8 +80,9 @@ def _read(meter: str, model: str, currency: str, at: datetime) -> UnitPrice:
         raise NoPrice(f"No {currency} price for {meter} of {model} is in force at {at.isoformat()}.")
     price_id, per_million, valid_from, valid_to, read_at, is_committed = row
     price = UnitPrice(price_id=price_id, per_million=per_million, unit_price=money.unit_price(per_million))
-    if is_committed:
-        until = valid_to or read_at + NOTICE
+    until = valid_to or read_at + NOTICE
+    # A sandbox asks beyond what is known: what holds there may still be changed, and its neighbours need the memo.
+    if is_committed and at < until:
         known = KnownPrice(price=price, valid_from=valid_from, known_until=until)
         _remember((meter, model, currency), known)
     return price

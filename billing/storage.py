@@ -13,7 +13,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, clock, ledger, money, price_book, rating, segments
+from billing import accounts, ledger, money, price_book, rating, segments
 from billing.accounts import CutStorage, LockedAccount
 from billing.errors import InsufficientFunds, SegmentClosed, SegmentOpen
 from billing.ledger import Budget, Charge, Journal, Purse, Row
@@ -211,8 +211,7 @@ def reprice() -> int:
     for organization_id in ids:
         with transaction.atomic():
             account = accounts.lock(organization_id)
-            at = clock.now()
-            cut_exhausted(account, at=at)
+            cut_exhausted(account, at=account.locked_at)
             rows = segments.open_rows(organization_id)
             _restate_from_rows(account, accounts.purses(account), rows)
     return len(ids)

@@ -7,7 +7,7 @@ from django.urls import path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from rest_framework.renderers import JSONOpenAPIRenderer
 
-from cacheplane.api import caching, estimates, health, models, tags, users, webhooks
+from cacheplane.api import caching, estimates, health, models, sandbox, tags, users, webhooks
 
 handler400 = "cacheplane.api.exceptions.bad_request"
 handler404 = "cacheplane.api.exceptions.page_not_found"
@@ -46,4 +46,5 @@ urlpatterns = [
     path("v1/models/<str:name>", models.ModelDetail.as_view()),
     path("v1/tokenizers/estimate-token-count", models.EstimateTokenCount.as_view()),
     path("v1/users/me/balance", users.Balance.as_view()),
+    path("v1/sandbox/clock", sandbox.SandboxClock.as_view()),
 ]

@@ -110,6 +110,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
         "available_now",
         "storage_commitment",
         "exhaust_at",
+        "clock_offset",
         "created_at",
         "rows",
     ]
@@ -134,7 +135,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
         return money.text(obj.held or money.ZERO)
 
     def _now(self, obj: BillingAccount) -> accounts.Balance:
-        return accounts.balance(obj.organization_id, clock.now())
+        return accounts.balance(obj.organization_id, clock.now_of(obj.organization_id))
 
     @display(description="cash")
     def cash_now(self, obj: BillingAccount) -> str:
@@ -179,14 +180,14 @@ class BillingAccountAdmin(ReadOnlyAdmin):
                 reason=given["reason"],
                 operator=request.user.get_username(),
                 idempotency_key=f"admin:{given['key']}",
-                at=clock.now(),
+                at=clock.now_of(account.organization_id),
                 expires_at=given["expires_at"],
             )
             return f"{money.text(recharged.entry.amount)} {account.currency} were put in."
 
         return self.act_on_form(
             request,
-            form=RechargeForm(request.POST or None),
+            form=RechargeForm(request.POST or None, at=clock.now_of(account.organization_id)),
             title="Recharge",
             explanation=f"Money for {account.organization} in {account.currency}.",
             perform=perform,
@@ -267,7 +268,7 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
                 entry_id=entry.pk,
                 reason=given["reason"],
                 operator=request.user.get_username(),
-                at=clock.now(),
+                at=clock.now_of(entry.organization_id),
             )
             return f"Entry {entry.pk} is undone by entry {reversal.pk}."
 

@@ -104,7 +104,7 @@ def recharge(
             reason=reason,
             operator=operator,
             idempotency_key=idempotency_key,
-            at=clock.now(),
+            at=clock.now_of(organization_id),
         )
         audit.record(
             operator=operator,

@@ -109,7 +109,7 @@ class CachingList(APIView):
         wanted = creation.wait_seconds(request.headers.get("Prefer"))
         seconds = min(wanted or 0, settings.CREATE_WAIT_SECONDS_MAX)
         waited = waiting.until_settled(caller, row.id, deadline=received + seconds) if seconds else None
-        answer = Response(as_json(waited or row, at=clock.now()))
+        answer = Response(as_json(waited or row, at=clock.now_of(row.organization_id)))
         if waited is not None:
             answer["Preference-Applied"] = f"wait={seconds}"
         return answer
@@ -126,8 +126,9 @@ class CachingList(APIView):
         responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
     )
     def get(self, request: Request) -> Response:
-        rows = cache_objects.page(caller_of(request), page_from(request.query_params))
-        at = clock.now()
+        caller = caller_of(request)
+        rows = cache_objects.page(caller, page_from(request.query_params))
+        at = clock.now_of(caller.organization_id)
         return Response({"object": "list", "data": [as_json(row, at=at) for row in rows]})
 
 
@@ -139,7 +140,7 @@ class CachingDetail(APIView):
     )
     def get(self, request: Request, cache_id: str) -> Response:
         row = cache_objects.get(caller_of(request), cache_id)
-        answer = Response(as_json(row, at=clock.now()))
+        answer = Response(as_json(row, at=clock.now_of(row.organization_id)))
         # Not in the body, whose fields the contract fixes: how far the precompute is.
         answer["Msh-Context-Cache-Progress"] = f"{row.prefilled_tokens}/{row.tokens}"
         return answer
@@ -161,7 +162,7 @@ class CachingDetail(APIView):
             expired_at=_instant(expired_at),
             metadata=wanted.metadata,
         )
-        return Response(as_json(row, at=clock.now()))
+        return Response(as_json(row, at=clock.now_of(row.organization_id)))
 
     @extend_schema(
         operation_id="delete_cache",

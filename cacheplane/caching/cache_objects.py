@@ -49,17 +49,17 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     What `new.once` has made before is answered instead. Raises FeatureClosed, InvalidRequest, LimitExceeded,
     EngineError, billing's InsufficientFunds, and NotFound when what was made before is deleted.
     """
-    at = clock.now()
-    gates.require(caller, feature=FEATURE, at=at)
-    if (earlier := _made_before(caller, new, at=at)) is not None:
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=FEATURE, at=now.machine)
+    if (earlier := _made_before(caller, new, at=now.machine)) is not None:
         return earlier
-    tools, tokens = counted(caller, new, at=at)
+    tools, tokens = counted(caller, new, at=now.at)
     # The limits are decided and committed on their own: a refused creation has still been asked for.
     rate_limits.admit_tokens(caller, tokens=tokens)
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
         # The same creation may have come by another way meanwhile.
-        if (earlier := _made_before(caller, new, at=account.locked_at)) is not None:
+        if (earlier := _made_before(caller, new, at=account.machine_at)) is not None:
             return earlier
         row = _write(account, caller, new, tools=tools, tokens=tokens)
         dispatch.after_commit(dispatch.PRECOMPUTE)
@@ -130,7 +130,7 @@ def _write(
     for tag in new.tags:
         tags.point(caller.organization_id, tag, cache_id=cache_id, at=at, actor=caller.api_key_id)
     if new.once is not None:
-        idempotency.remember(caller.organization_id, new.once, cache_id=cache_id, at=at)
+        idempotency.remember(caller.organization_id, new.once, cache_id=cache_id, at=account.machine_at)
     return row
 
 
@@ -234,11 +234,11 @@ def update(
     An ended object is computed again, and counts towards the limits as its creation did. Raises FeatureClosed,
     NotFound, InvalidRequest, LimitExceeded, and billing's InsufficientFunds.
     """
-    at = clock.now()
-    gates.require(caller, feature=FEATURE, at=at)
-    check_end(caller, ttl_seconds=ttl_seconds, expired_at=expired_at, at=at)
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=FEATURE, at=now.machine)
+    check_end(caller, ttl_seconds=ttl_seconds, expired_at=expired_at, at=now.at)
     row = get(caller, cache_id)
-    if (ttl_seconds or expired_at) and row.status_at(at) not in (PENDING, ACTIVE):
+    if (ttl_seconds or expired_at) and row.status_at(now.at) not in (PENDING, ACTIVE):
         rate_limits.admit_tokens(caller, tokens=row.tokens)
     return lifecycle.extend(
         caller.organization_id,

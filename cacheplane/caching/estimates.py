@@ -76,9 +76,10 @@ def estimate(caller: Caller, new: NewCacheObject) -> Estimate:
 
     Raises FeatureClosed, InvalidRequest, LimitExceeded, EngineError.
     """
-    at = clock.now()
-    gates.require(caller, feature=cache_objects.FEATURE, at=at)
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=cache_objects.FEATURE, at=now.machine)
     rate_limits.admit_tokens(caller, tokens=0)
+    at = now.at
     _tools, tokens = cache_objects.counted(caller, new, at=at)
     ends_at = cache_objects.end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at)
     return priced(

@@ -58,7 +58,7 @@ SELECT = """
 SELECT object.id, object.model, object.tokens, object.messages::text, object.tools::text, object.digest,
        object.message_count, object.status, object.expired_at, segment.closed_at, account.exhaust_at,
        kv.id, kv.engine_id, kv.filename, kv.n_tokens, kv.size_bytes, kv.sha256, kv.blake3, kv.fingerprint,
-       clock_timestamp()
+       clock_timestamp() + account.clock_offset
   FROM caching_cacheobject AS object
   JOIN billing_billingaccount AS account ON account.organization_id = object.organization_id
   LEFT JOIN billing_storagesegment AS segment ON segment.id = object.segment_id

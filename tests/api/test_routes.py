@@ -16,6 +16,8 @@ ROUTES = [
     ("GET", "/v1/models/moonshot-v1-8k"),
     ("POST", "/v1/tokenizers/estimate-token-count"),
     ("GET", "/v1/users/me/balance"),
+    ("GET", "/v1/sandbox/clock"),
+    ("POST", "/v1/sandbox/clock"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/caching"),
     ("GET", "/v1/caching"),

@@ -1,4 +1,4 @@
-"""`manage.py create_organization NAME --tier tier5 --recharge 20000 [--voucher 1000] [--json]`."""
+"""`manage.py create_organization NAME --tier tier5 --recharge 20000 [--voucher 1000] [--sandbox] [--json]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
 from cacheplane.access import organizations
+from cacheplane.access.models import Organization
 from cacheplane.access.organizations import NewOrganization
 from cacheplane.errors import InvalidRequest
 
@@ -46,13 +47,21 @@ class Command(BaseCommand):
         parser.add_argument(
             "--voucher", type=amount, metavar="CNY", help="put a voucher of this much into its purse"
         )
+        parser.add_argument(
+            "--sandbox", action="store_true", help="with a clock of its own, to rehearse bills; for good"
+        )
         parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     def handle(self, *args: Any, **options: Any) -> None:
         operator = f"create_organization ({_account_name()})"
         try:
             with transaction.atomic():
-                new = organizations.create(name=options["name"], tier_slug=options["tier"], operator=operator)
+                new = organizations.create(
+                    name=options["name"],
+                    tier_slug=options["tier"],
+                    kind=Organization.Kind.SANDBOX if options["sandbox"] else Organization.Kind.STANDARD,
+                    operator=operator,
+                )
                 for purse, value in (("cash", options["recharge"]), ("voucher", options["voucher"])):
                     if value is not None:
                         _recharge(new, purse=purse, value=value, operator=operator)
@@ -64,6 +73,7 @@ class Command(BaseCommand):
         made = {
             "organization": new.organization.id,
             "name": new.organization.name,
+            "kind": str(new.organization.kind),
             "tier": new.organization.tier_id,
             "project": new.project.id,
             "api_key_id": new.issued_key.key.id,
