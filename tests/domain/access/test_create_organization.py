@@ -146,3 +146,11 @@ def test_the_same_recharge_twice_is_money_once():
             idempotency_key="transfer-77",
         )
     assert _balance(new.organization.id).cash == Decimal("12.5")
+
+
+@pytest.mark.parametrize(("options", "kind"), [([], "standard"), (["--sandbox"], "sandbox")])
+def test_a_sandbox_is_made_by_saying_so(options, kind):
+    made = json.loads(_run("Rehearsal", "--json", *options).splitlines()[-1])
+    assert made["kind"] == kind
+    assert Organization.objects.get(id=made["organization"]).kind == kind
+    assert api_keys.authenticate(made["api_key"]).is_sandbox is (kind == "sandbox")
