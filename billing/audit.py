@@ -78,6 +78,7 @@ EXPLAINED = "I3 each fact is charged, each charge has its fact"
 RERATED = "I4 amount = quantity x price in force"
 TILED = "I5 storage lines tile each segment"
 ONE_OPEN = "I6 one open segment per subject at most"
+EXPORTED = "I8 exported = local, by meter and hour"
 BALANCED = "I9 all accounts together are zero"
 RECKONING = "I10 commitment and exhaustion are as rated"
 
@@ -281,6 +282,30 @@ QUERIES = [
         """
         SELECT subject, format('%s open segments', count(*)) FROM billing_storagesegment
         WHERE closed_at IS NULL GROUP BY subject HAVING count(*) > 1
+        """,
+    ),
+    (
+        # Of each sink: all up to its position, and nothing else. What lies behind it is only late.
+        EXPORTED,
+        """
+        SELECT coalesce(l.sink, t.position_id), format(
+            '%s at %s in %s: local %s events, %s units, %s; exported %s, %s, %s',
+            coalesce(l.meter, t.meter), coalesce(l.hour, t.hour), coalesce(l.currency, t.currency),
+            l.events, l.quantity, l.amount, t.events, t.quantity, t.amount)
+        FROM (
+            SELECT p.sink, m.meter, date_trunc('hour', m.occurred_at, 'UTC') AS hour, a.currency,
+                count(*) AS events, sum(m.quantity) AS quantity, coalesce(sum(e.amount), 0) AS amount
+            FROM billing_exportposition p
+            JOIN billing_meterevent m
+                ON (m.recorded_xid, m.id) <= (p.recorded_xid, p.event_id) OR m.recorded_at < p.not_before
+            JOIN billing_billingaccount a ON a.organization_id = m.organization_id
+            LEFT JOIN (
+                SELECT meter_event_id, sum(amount) AS amount FROM billing_ledgerentry
+                WHERE meter_event_id IS NOT NULL GROUP BY meter_event_id) e ON e.meter_event_id = m.id
+            GROUP BY 1, 2, 3, 4) l
+        FULL JOIN billing_exporttally t
+            ON t.position_id = l.sink AND t.meter = l.meter AND t.hour = l.hour AND t.currency = l.currency
+        WHERE (l.events, l.quantity, l.amount) IS DISTINCT FROM (t.events, t.quantity, t.amount)
         """,
     ),
     (

@@ -12,7 +12,10 @@
     ├── SegmentClosed           storage of that subject has ended
     ├── SegmentOpen             the subject is stored already
     ├── IdempotencyConflict     the same key came with other contents
-    └── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
+    ├── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
+    └── ExportError
+        ├── ExportMoved         somebody else has exported meanwhile
+        └── ExportAhead         the position is of another database than this one: a dump was restored
 
 Each has a `code` (stable, for logs and tests) and a sentence for a person. None knows HTTP.
 """
@@ -82,3 +85,15 @@ class IdempotencyConflict(BillingError):
 
 class ReversalRefused(BillingError):
     code = "reversal_refused"
+
+
+class ExportError(BillingError):
+    code = "export_error"
+
+
+class ExportMoved(ExportError):
+    code = "export_moved"
+
+
+class ExportAhead(ExportError):
+    code = "export_ahead"

@@ -23,6 +23,7 @@ DESTROY_ORPHANS = "workers.destroy_orphans"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 WATCH_FOR_WEBHOOKS = "workers.watch_for_webhooks"
 SWEEP_WEBHOOKS = "workers.sweep_webhooks"
+EXPORT_USAGE = "workers.export_usage"
 
 ALL = (
     PRECOMPUTE,
@@ -36,6 +37,7 @@ ALL = (
     DELIVER_WEBHOOKS,
     WATCH_FOR_WEBHOOKS,
     SWEEP_WEBHOOKS,
+    EXPORT_USAGE,
 )
 
 log = structlog.get_logger(__name__)

@@ -395,3 +395,7 @@ class PriceAdmin(AddOnlyAdmin):
         obj.pk = published.pk
         if item.meter == Meter.STORAGE:
             transaction.on_commit(storage.reprice)
+
+
+# Below, because they are of the same furniture.
+from billing.admin import exports as exports  # noqa: E402

@@ -14,6 +14,7 @@ from django.db import transaction
 from django.test import Client
 
 from billing import accounts, charging, clock
+from billing.models import ExportPosition, ExportTally
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
@@ -183,6 +184,10 @@ def _fill(name: str) -> PayingOrganization:
             tags.point(made.organization_id, "acme", cache_id=row.id, at=at, actor="test")
         once = Once(key="acme", body_digest="0" * 64)
         idempotency.remember(made.organization_id, once, cache_id=rows[0].id, at=at)
+    position = ExportPosition.objects.create(sink=f"file:///srv/{name}")
+    ExportTally.objects.create(
+        position=position, meter="call", hour=at, currency="CNY", events=1, quantity=1, amount=Decimal("0.02")
+    )
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)
