@@ -107,6 +107,7 @@ def test_an_announced_price_holds_when_the_sandbox_gets_there(sandbox: Payer) ->
 
 def test_a_look_ahead_takes_no_price_from_the_others(sandbox: Payer) -> None:
     """The memo keeps what holds now, for those who ask now."""
+    announce(clock.now() + 2 * DAY, meter="creation")
     price_book.forget()
     now = clock.now()
     asked = {"meter": "creation", "model": FAMILY, "currency": "CNY"}
