@@ -25,7 +25,8 @@ def configured() -> Sink | None:
 
 
 def export_due(*, seconds: float) -> int:
-    """The periodic job: what is due, unless the sink failed a moment ago; how many events. It never raises."""
+    """The periodic job: what is due, unless the sink failed a moment ago; how many events. A sink's failure is
+    written down, and not raised."""
     sink = configured()
     if sink is None:
         return 0

@@ -18,6 +18,7 @@ import msgspec
 from cacheplane.errors import ServiceUnavailable
 
 TIMEOUT_SECONDS = 30.0
+URL_CHARS_MAX = 500
 USER_AGENT = "cacheplane-usage/1"
 
 
@@ -47,6 +48,8 @@ class Sink(Protocol):
 
 def sink_of(url: str, *, token: str) -> Sink:
     """Raises ValueError for a URL that is neither."""
+    if len(url) > URL_CHARS_MAX:
+        raise ValueError(f"takes at most {URL_CHARS_MAX} characters")
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ValueError("takes no user name or password in it: the token has a setting of its own")
