@@ -105,6 +105,7 @@ def test_an_announced_price_holds_when_the_sandbox_gets_there(sandbox: Payer) ->
     assert [entry.amount for entry in sandbox.entries(kind="creation")] == [Decimal("0.024"), Decimal("0.1")]
 
 
+@pytest.mark.django_db(transaction=True)  # only a price that is committed is remembered
 def test_a_look_ahead_takes_no_price_from_the_others(sandbox: Payer) -> None:
     """The memo keeps what holds now, for those who ask now."""
     announce(clock.now() + 2 * DAY, meter="creation")
