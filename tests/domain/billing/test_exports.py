@@ -26,6 +26,7 @@ from billing.models import ExportPosition, ExportTally, LedgerEntry, MeterEvent,
 from cacheplane.checks import settings_are_sensible
 from cacheplane.events import usage_export, usage_sinks
 from cacheplane.events.usage_sinks import FileSink, HttpSink, Mark, SinkFailed, sink_of
+from tests.conftest import wait_for
 from tests.domain.billing.conftest import Payer, make_payer
 from tests.receiver import Receiver, receiving
 
@@ -51,7 +52,27 @@ def busy() -> Payer:
     for _ in range(3):
         payer.pass_time(minutes=25).call(prompt=500, cached=300, completion=70, subject="cache-a")
     payer.settle()
+    settled()
     return payer
+
+
+def settled() -> None:
+    """Wait until no transaction of the whole cluster is older than our events: the other tests have theirs in it."""
+
+    def is_settled() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT coalesce(max(recorded_xid), 0) < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+                " FROM billing_meterevent"
+            )
+            return bool(cursor.fetchone()[0])
+
+    wait_for(is_settled, seconds=120, what="older transactions have ended", every=0.02)
+
+
+def export_due(*, seconds: float) -> int:
+    settled()
+    return usage_export.export_due(seconds=seconds)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -139,7 +160,7 @@ def test_what_is_not_there_is_null() -> None:
 def test_every_event_is_in_the_file_once_and_the_file_adds_up_to_the_ledger(
     folder: Path, busy: Payer
 ) -> None:
-    assert usage_export.export_due(seconds=60) == MeterEvent.objects.count() > 6
+    assert export_due(seconds=60) == MeterEvent.objects.count() > 6
     told = lines(folder)
     assert Counter(event["id"] for event in told) == Counter(str(pk) for pk in ids())
     assert {event["subject"] for event in told} == {busy.organization_id}
@@ -161,39 +182,39 @@ def ids() -> list[uuid.UUID]:
 
 
 def test_a_second_run_finds_nothing_and_a_third_goes_on(folder: Path, busy: Payer) -> None:
-    first = usage_export.export_due(seconds=60)
-    assert usage_export.export_due(seconds=60) == 0
+    first = export_due(seconds=60)
+    assert export_due(seconds=60) == 0
     busy.call(prompt=10)
-    assert usage_export.export_due(seconds=60) == 1
+    assert export_due(seconds=60) == 1
     assert len(lines(folder)) == position().exported == first + 1
 
 
 def test_what_was_waived_is_told(folder: Path) -> None:
     poor = make_payer(recharged="0.01")
     poor.settle_call(poor.hold("0.006"), prompt=1_000)
-    usage_export.export_due(seconds=60)
+    export_due(seconds=60)
     (event,) = lines(folder)
     assert (event["data"]["amount"], event["data"]["waived"]) == ("0.012000000", "0.002000000")
 
 
 def test_a_reversal_does_not_unmake_the_use(folder: Path, busy: Payer) -> None:
     busy.correct(busy.entries(kind="call")[0])
-    usage_export.export_due(seconds=60)
+    export_due(seconds=60)
     assert len([event for event in lines(folder) if event["data"]["meter"] == "call"]) == 3
 
 
 def test_lines_that_were_written_and_never_committed_are_cut_off(
     folder: Path, busy: Payer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = usage_export.export_due(seconds=60)
+    sent = export_due(seconds=60)
     busy.call(prompt=10, completion=5)
     with monkeypatch.context() as died:
         died.setattr(exports, "move", dies)
         with pytest.raises(KeyboardInterrupt):
-            usage_export.export_due(seconds=60)
+            export_due(seconds=60)
     assert len(lines(folder)) == sent + 2, "written"
     busy.call(prompt=20)
-    assert usage_export.export_due(seconds=60) == 3
+    assert export_due(seconds=60) == 3
     assert Counter(event["id"] for event in lines(folder)) == Counter(str(pk) for pk in ids())
 
 
@@ -209,11 +230,11 @@ def test_a_death_in_the_very_first_batch_leaves_nothing_in_the_way(
     with monkeypatch.context() as died:
         died.setattr(exports, "move", dies)
         with pytest.raises(KeyboardInterrupt):
-            usage_export.export_due(seconds=60)
+            export_due(seconds=60)
     (path,) = folder.iterdir()
     if kept_bytes is not None:
         os.truncate(path, kept_bytes)
-    usage_export.export_due(seconds=60)
+    export_due(seconds=60)
     assert Counter(event["id"] for event in lines(folder)) == Counter(str(pk) for pk in ids())
 
 
@@ -221,17 +242,17 @@ def test_somebody_elses_file_is_not_written_over(folder: Path, busy: Payer) -> N
     folder.mkdir()
     path = folder / f"usage-{clock.now():%Y-%m-%d}.jsonl"
     path.write_text('{"not": "ours"}\n')
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     assert path.read_text() == '{"not": "ours"}\n'
     assert "is there already" in position().failure
 
 
 def test_a_file_that_has_lost_lines_is_told_of_and_not_gone_on_with(folder: Path, busy: Payer) -> None:
-    usage_export.export_due(seconds=60)
+    export_due(seconds=60)
     (path,) = folder.iterdir()
     os.truncate(path, 10)
     busy.call(prompt=10)
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     assert (path.stat().st_size, position().failures) == (10, 1)
     assert "has 10 bytes" in position().failure
 
@@ -284,7 +305,7 @@ def test_an_event_that_is_committed_late_is_waited_for_and_goes_out(folder: Path
         finally:
             may_commit.set()
         committing.result()
-    assert usage_export.export_due(seconds=60) == 2
+    assert export_due(seconds=60) == 2
     assert [event["subject"] for event in lines(folder)] == [slow.organization_id, quick.organization_id]
 
 
@@ -303,7 +324,7 @@ def test_one_who_finds_another_at_work_leaves_it_alone(
 ) -> None:
     key = exports.crc32(f"file://{folder}".encode()) & 0x7FFFFFFF
     other_session.execute("SELECT pg_advisory_lock(%s, %s)", [exports.LOCK_SPACE, key])
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     with pytest.raises(SinkFailed, match="Another process"):
         usage_export.export_now()
     assert not folder.exists()
@@ -317,9 +338,9 @@ def broken() -> set[str]:
 
 
 def test_the_audit_holds_exports_against_the_ledger(folder: Path, busy: Payer) -> None:
-    usage_export.export_due(seconds=0)
+    export_due(seconds=0)
     assert broken() == set(), "what is late is no mistake"
-    usage_export.export_due(seconds=60)
+    export_due(seconds=60)
     assert broken() == set()
     assert audit.EXPORTED in audit.names()
     tally = ExportTally.objects.filter(meter="storage").first()
@@ -343,7 +364,7 @@ def test_the_audit_holds_exports_against_the_ledger(folder: Path, busy: Payer) -
 
 
 def test_a_position_of_another_database_is_refused_and_begun_anew_by_hand(folder: Path, busy: Payer) -> None:
-    usage_export.export_due(seconds=0)
+    export_due(seconds=0)
     exported = position().exported
     assert 0 < exported < MeterEvent.objects.count()
     # As a dump brings them: the old numbers are above all that the new database has given.
@@ -354,11 +375,11 @@ def test_a_position_of_another_database_is_refused_and_begun_anew_by_hand(folder
     ExportPosition.objects.update(recorded_xid=position().recorded_xid + 1_000_000_000)
     with pytest.raises(ExportAhead, match="--restored"):
         usage_export.export_now()
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     call_command("export_usage", "--restored")
     assert position().recorded_xid == 0
     busy.call(prompt=10)
-    assert usage_export.export_due(seconds=60) == 1
+    assert export_due(seconds=60) == 1
     assert Counter(event["id"] for event in lines(folder)) == Counter(str(pk) for pk in ids())
     assert broken() == set()
 
@@ -386,12 +407,12 @@ def test_a_batch_is_posted_as_cloudevents_with_the_token(receiver: Receiver, bus
 
 def test_a_failure_waits_and_is_made_up_for_under_the_same_ids(receiver: Receiver, busy: Payer) -> None:
     receiver.answers[:] = [500]
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     assert (position().failures, position().failure, position().exported) == (1, "answered 500", 0)
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     assert len(receiver.got) == 1, "not yet"
     ExportPosition.objects.update(retry_at=clock.now())
-    assert usage_export.export_due(seconds=60) == len(ids())
+    assert export_due(seconds=60) == len(ids())
     first, second = receiver.got
     assert first.body == second.body
     assert (position().failures, position().failure, position().retry_at) == (0, "", None)
@@ -402,7 +423,7 @@ def test_each_failure_in_a_row_waits_longer(receiver: Receiver, busy: Payer) -> 
     waits = []
     for _ in range(7):
         ExportPosition.objects.update(retry_at=None)
-        usage_export.export_due(seconds=60)
+        export_due(seconds=60)
         waits.append(round((position().retry_at - clock.now()).total_seconds() / 5) * 5)
     assert waits == [5, 30, 120, 600, 1_800, 1_800, 1_800]
 
@@ -417,7 +438,7 @@ def test_a_redirect_is_no_success_and_the_token_goes_nowhere_else(receiver: Rece
 
 def test_a_sink_that_is_away_is_a_failure(receiver: Receiver, busy: Payer, settings: Any) -> None:
     settings.BILLING_EXPORT_URL = "http://127.0.0.1:9/events"
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     assert position().failures == 1
 
 
@@ -457,7 +478,7 @@ def test_a_url_that_is_none_is_told_at_the_start_without_what_it_holds(url: str,
 
 def test_without_a_url_nothing_is_done(settings: Any, busy: Payer) -> None:
     settings.BILLING_EXPORT_URL = ""
-    assert usage_export.export_due(seconds=60) == 0
+    assert export_due(seconds=60) == 0
     assert not ExportPosition.objects.exists()
     assert settings_are_sensible() == []
     with pytest.raises(CommandError, match="BILLING_EXPORT_URL"):
@@ -485,7 +506,7 @@ def test_the_workers_job_exports(folder: Path, busy: Payer) -> None:
 
 def test_a_sandboxs_events_say_so(folder: Path, new_sandbox: Callable[[], Payer]) -> None:
     new_sandbox().call(prompt=10)
-    usage_export.export_due(seconds=60)
+    export_due(seconds=60)
     assert [event["data"]["sandbox"] for event in lines(folder)] == [True]
 
 
@@ -507,5 +528,5 @@ def new_sandbox() -> Callable[[], Payer]:
 def test_segments_are_left_as_they_were(folder: Path, busy: Payer) -> None:
     """Exporting reads: nothing of billing is changed by it."""
     before = list(StorageSegment.objects.values()), list(LedgerEntry.objects.values())
-    usage_export.export_due(seconds=60)
+    export_due(seconds=60)
     assert (list(StorageSegment.objects.values()), list(LedgerEntry.objects.values())) == before
