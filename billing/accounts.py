@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -64,8 +64,8 @@ class Read:
 class LockedAccount:
     """A locked row of BillingAccount, good until the transaction ends or an operation on it raises.
 
-    `locked_at` is the database's clock just after the lock was there: use it as `at`. `cut` gathers the storage
-    that ended for want of money under this lock.
+    `locked_at` is the organization's clock just after the lock was there: use it as `at`. `machine_at` is the
+    database's own, for leases and the like. `cut` gathers the storage that ended for want of money under this lock.
     """
 
     organization_id: str
@@ -74,8 +74,13 @@ class LockedAccount:
     committed_until: datetime | None
     exhaust_at: datetime | None
     locked_at: datetime
+    clock_offset: timedelta
     cut: list[CutStorage] = field(default_factory=list)
     read_ahead: Read | None = None
+
+    @property
+    def machine_at(self) -> datetime:
+        return self.locked_at - self.clock_offset
 
     def is_exhausted_at(self, at: datetime) -> bool:
         return self.exhaust_at is not None and self.exhaust_at <= at
@@ -142,7 +147,7 @@ FROM billing_ledgeraccount p LEFT JOIN billing_hold h ON h.purse_id = p.id AND h
 WHERE p.organization_id = %s ORDER BY p.kind = 'cash', p.expires_at
 """
 LOCK = f"""
-SELECT currency, storage_commitment, committed_until, exhaust_at FROM billing_billingaccount
+SELECT currency, storage_commitment, committed_until, exhaust_at, clock_offset FROM billing_billingaccount
 WHERE organization_id = %s FOR UPDATE;
 {PURSES}
 """
@@ -164,7 +169,7 @@ def lock(organization_id: str, *, reference: uuid.UUID | None = None) -> LockedA
         purse_rows = cursor.fetchall()
     if row is None:
         raise AccountNotFound(f"Organization {organization_id} has no billing account.")
-    currency, commitment, committed_until, exhaust_at = row
+    currency, commitment, committed_until, exhaust_at, clock_offset = row
     if len(_currencies) >= CURRENCIES_MAX:
         _currencies.clear()
     _currencies[organization_id] = currency
@@ -174,9 +179,24 @@ def lock(organization_id: str, *, reference: uuid.UUID | None = None) -> LockedA
         storage_commitment=commitment,
         committed_until=committed_until,
         exhaust_at=exhaust_at,
-        locked_at=purse_rows[0][0],
+        locked_at=purse_rows[0][0] + clock_offset,
+        clock_offset=clock_offset,
         read_ahead=_as_read(purse_rows, reference),
     )
+
+
+def advance_clock(account: LockedAccount, *, to: datetime) -> None:
+    """Set the organization's clock forward to `to`; the database refuses it for all but sandboxes.
+
+    What fell due in between is the caller's to write down, in order, before or after, in the same transaction.
+    """
+    account.clock_offset += to - account.locked_at
+    account.locked_at = to
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE billing_billingaccount SET clock_offset = make_interval(secs => %s) WHERE organization_id = %s",
+            [account.clock_offset.total_seconds(), account.organization_id],
+        )
 
 
 CURRENCIES_MAX = 100_000

@@ -78,6 +78,7 @@ RERATED = "I4 amount = quantity x price in force"
 TILED = "I5 storage lines tile each segment"
 ONE_OPEN = "I6 one open segment per subject at most"
 INVOICED = "I7 invoices are the rounded ledger, in order"
+EXPORTED = "I8 exported = local, by meter and hour"
 BALANCED = "I9 all accounts together are zero"
 RECKONING = "I10 commitment and exhaustion are as rated"
 
@@ -173,7 +174,8 @@ QUERIES = [
         """,
     ),
     (
-        # Every fact once more from the price book, the tier's own price first: the month's bill, computed again.
+        # Every fact once more from the price book, the tier's own price first: the month's bill, computed again. But
+        # for accounts whose clock is ahead: theirs may have passed an instant before a price for it was announced.
         RERATED,
         """
         SELECT m.id, format('%s %s at %s make %s, %s was booked', m.quantity, m.unit, p.per_million / 1000000,
@@ -193,8 +195,30 @@ QUERIES = [
             SELECT meter_event_id, sum(amount) AS total, min(price_id) AS price_id, max(price_id) AS other_price_id
             FROM billing_ledgerentry WHERE meter_event_id IS NOT NULL GROUP BY meter_event_id) e
             ON e.meter_event_id = m.id
-        WHERE m.quantity * p.per_million <> coalesce(e.total, 0) * 1000000
-        OR e.price_id <> p.id OR e.other_price_id <> p.id
+        WHERE a.clock_offset = interval '0'
+        AND (m.quantity * p.per_million <> coalesce(e.total, 0) * 1000000
+            OR e.price_id <> p.id OR e.other_price_id <> p.id)
+        """,
+    ),
+    (
+        # Theirs are rated by the price that is written on the entry, one of the fact's own item that had begun. No
+        # entry: it was free.
+        RERATED,
+        """
+        SELECT m.id, format('%s %s at %s do not make %s by the price that was booked', m.quantity, m.unit,
+            m.occurred_at, coalesce(e.total, 0))
+        FROM billing_meterevent m
+        JOIN billing_billingaccount a ON a.organization_id = m.organization_id AND a.clock_offset > interval '0'
+        LEFT JOIN (
+            SELECT meter_event_id, sum(amount) AS total, min(price_id) AS price_id, max(price_id) AS other_price_id
+            FROM billing_ledgerentry WHERE meter_event_id IS NOT NULL GROUP BY meter_event_id) e
+            ON e.meter_event_id = m.id
+        WHERE e.price_id <> e.other_price_id
+        OR NOT EXISTS (
+            SELECT 1 FROM billing_priceditem i JOIN billing_price p ON p.priced_item_id = i.id
+            WHERE i.meter = m.meter AND i.model = m.model AND i.currency = a.currency
+            AND p.valid_from <= m.occurred_at AND p.id = coalesce(e.price_id, p.id)
+            AND m.quantity * p.per_million = coalesce(e.total, 0) * 1000000)
         """,
     ),
     (
@@ -212,10 +236,12 @@ QUERIES = [
         SELECT l.id, 'a storage line reaches beyond its price'
         FROM billing_storageline l
         JOIN billing_storagesegment s ON s.id = l.segment_id
+        JOIN billing_billingaccount a ON a.organization_id = s.organization_id
         LEFT JOIN billing_price p ON p.id = l.price_id
         WHERE p.id IS NULL OR l.unit_price * 1000000 <> p.per_million
         OR p.valid_from > s.started_at + l.first_minute * interval '1 minute'
-        OR p.valid_to <= s.started_at + (l.end_minute - 1) * interval '1 minute'
+        OR (p.valid_to <= s.started_at + (l.end_minute - 1) * interval '1 minute'
+            AND a.clock_offset = interval '0')
         """,
     ),
     (
@@ -330,6 +356,30 @@ QUERIES = [
         CROSS JOIN jsonb_to_recordset(i.heads) AS h (purse uuid, sequence bigint, chain text)
         LEFT JOIN billing_ledgerentry e ON e.purse_id = h.purse AND e.purse_sequence = h.sequence
         WHERE h.chain IS DISTINCT FROM encode(e.chain, 'hex')
+        """,
+    ),
+    (
+        # Of each sink: all up to its position, and nothing else. What lies behind it is only late.
+        EXPORTED,
+        """
+        SELECT coalesce(l.sink, t.position_id), format(
+            '%s at %s in %s: local %s events, %s units, %s; exported %s, %s, %s',
+            coalesce(l.meter, t.meter), coalesce(l.hour, t.hour), coalesce(l.currency, t.currency),
+            l.events, l.quantity, l.amount, t.events, t.quantity, t.amount)
+        FROM (
+            SELECT p.sink, m.meter, date_trunc('hour', m.occurred_at, 'UTC') AS hour, a.currency,
+                count(*) AS events, sum(m.quantity) AS quantity, coalesce(sum(e.amount), 0) AS amount
+            FROM billing_exportposition p
+            JOIN billing_meterevent m
+                ON (m.recorded_xid, m.id) <= (p.recorded_xid, p.event_id) OR m.recorded_at < p.not_before
+            JOIN billing_billingaccount a ON a.organization_id = m.organization_id
+            LEFT JOIN (
+                SELECT meter_event_id, sum(amount) AS amount FROM billing_ledgerentry
+                WHERE meter_event_id IS NOT NULL GROUP BY meter_event_id) e ON e.meter_event_id = m.id
+            GROUP BY 1, 2, 3, 4) l
+        FULL JOIN billing_exporttally t
+            ON t.position_id = l.sink AND t.meter = l.meter AND t.hour = l.hour AND t.currency = l.currency
+        WHERE (l.events, l.quantity, l.amount) IS DISTINCT FROM (t.events, t.quantity, t.amount)
         """,
     ),
     (

@@ -15,7 +15,10 @@
     ├── IdempotencyConflict     the same key came with other contents
     ├── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
     ├── StatementRefused        no statement is made for that period
-    └── InvoiceRefused          the month is not over
+    ├── InvoiceRefused          the month is not over
+    └── ExportError
+        ├── ExportMoved         somebody else has exported meanwhile
+        └── ExportAhead         the position is of another database than this one: a dump was restored
 
 Each has a `code` (stable, for logs and tests) and a sentence for a person. None knows HTTP.
 """
@@ -97,3 +100,15 @@ class StatementRefused(BillingError):
 
 class InvoiceRefused(BillingError):
     code = "invoice_refused"
+
+
+class ExportError(BillingError):
+    code = "export_error"
+
+
+class ExportMoved(ExportError):
+    code = "export_moved"
+
+
+class ExportAhead(ExportError):
+    code = "export_ahead"

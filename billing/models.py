@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from decimal import Decimal
 from typing import ClassVar
 
@@ -77,11 +78,16 @@ class BillingAccount(models.Model):
     exhaust_at = models.DateTimeField(
         null=True, blank=True, help_text="The first minute of storage that cannot be paid; empty: all can."
     )
+    clock_offset = models.DurationField(
+        default=timedelta(),
+        help_text="How far its clock is ahead of the database's. Only a sandbox's ever is, and it only grows.",
+    )
     created_at = models.DateTimeField()
 
     class Meta:
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(storage_commitment__gte=0), name="commitment_not_negative"),
+            models.CheckConstraint(condition=Q(clock_offset__gte=timedelta()), name="clock_never_behind"),
         ]
 
     def __str__(self) -> str:
@@ -174,6 +180,13 @@ class MeterEvent(models.Model):
         help_text="Call on a cache object: the model that answered.",
     )
     recorded_at = models.DateTimeField(db_default=Now())
+    recorded_xid = models.BigIntegerField(
+        db_default=models.Func(
+            template="(pg_current_xact_id()::text::bigint)", output_field=models.BigIntegerField()
+        ),
+        editable=False,
+        help_text="The transaction that wrote it, so that exports know what can no longer come before it.",
+    )
 
     class Meta:
         indexes: ClassVar = [
@@ -183,6 +196,7 @@ class MeterEvent(models.Model):
                 condition=Q(meter="creation"),
                 name="creations_of_organization",
             ),
+            models.Index(fields=["recorded_xid", "id"], name="events_as_exported"),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["source", "source_key"], name="one_event_per_source_key"),
@@ -585,3 +599,49 @@ class Invoice(models.Model):
 
     def __str__(self) -> str:
         return f"{self.organization_id} {self.month:%Y-%m}"
+
+
+class ExportPosition(models.Model):
+    """How far a sink has got with the meter events, and with its file. Written by `exports` alone."""
+
+    sink = models.CharField(primary_key=True, max_length=500, help_text="Where the events go: a URL.")
+    recorded_xid = models.BigIntegerField(default=0)
+    event_id = models.UUIDField(default=uuid.UUID(int=0), help_text="The last event that went there.")
+    not_before = models.DateTimeField(
+        null=True, blank=True, help_text="What was recorded before has gone there under other numbers."
+    )
+    exported = models.BigIntegerField(default=0)
+    moved_at = models.DateTimeField(null=True, blank=True)
+    file_name = models.CharField(max_length=64, blank=True)
+    file_bytes = models.BigIntegerField(
+        default=0, help_text="What lies behind was written and never committed."
+    )
+    failures = models.PositiveIntegerField(default=0, help_text="Since the last success.")
+    failure = models.CharField(max_length=200, blank=True)
+    retry_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.sink
+
+
+class ExportTally(models.Model):
+    """What has gone to a sink, by meter and hour of use. Written with the position, in one transaction."""
+
+    position = models.ForeignKey(ExportPosition, on_delete=models.CASCADE, related_name="tallies")
+    meter = models.CharField(max_length=12, choices=Meter)
+    hour = models.DateTimeField()
+    currency = models.CharField(max_length=3, choices=CURRENCIES)
+    events = models.BigIntegerField()
+    quantity = models.DecimalField(max_digits=38, decimal_places=0)
+    amount = models.DecimalField(max_digits=38, decimal_places=9)
+
+    class Meta:
+        verbose_name_plural = "export tallies"
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["position", "meter", "hour", "currency"], name="one_tally_per_meter_and_hour"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.meter} {self.hour}"

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, clock, ledger, money, price_book, rating, segments
+from billing import accounts, ledger, money, price_book, rating, segments
 from billing.accounts import CutStorage, LockedAccount
 from billing.errors import InsufficientFunds, SegmentClosed, SegmentOpen
 from billing.ledger import Budget, Charge, Journal, Purse, Row
@@ -214,7 +214,8 @@ def reprice() -> int:
     )
     for organization_id in ids:
         with transaction.atomic():
-            reprice_account(accounts.lock(organization_id), at=clock.now())
+            account = accounts.lock(organization_id)
+            reprice_account(account, at=account.locked_at)
     return len(ids)
 
 

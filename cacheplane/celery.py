@@ -119,6 +119,7 @@ app.conf.update(
         "workers.metering",
         "workers.sweeping",
         "workers.webhooks",
+        "workers.exporting",
     ],
     task_default_queue="cacheplane",
     task_ignore_result=True,

@@ -26,6 +26,7 @@ WATCH_FOR_WEBHOOKS = "workers.watch_for_webhooks"
 SWEEP_WEBHOOKS = "workers.sweep_webhooks"
 OPEN_SCHEDULED = "workers.open_scheduled"
 KEEP_TO_BUDGETS = "workers.keep_to_budgets"
+EXPORT_USAGE = "workers.export_usage"
 
 ALL = (
     PRECOMPUTE,
@@ -42,6 +43,7 @@ ALL = (
     SWEEP_WEBHOOKS,
     OPEN_SCHEDULED,
     KEEP_TO_BUDGETS,
+    EXPORT_USAGE,
 )
 
 log = structlog.get_logger(__name__)

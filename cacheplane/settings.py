@@ -163,6 +163,15 @@ WEBHOOK_ALLOW_PRIVATE_HOSTS = env.bool("WEBHOOK_ALLOW_PRIVATE_HOSTS", default=Fa
 """Webhooks may go to private addresses, to any port and by plain http: for intranets and tests. With it on, any caller
 can make this server send requests to its neighbours."""
 
+# --- Exports of usage ----------------------------------------------------------------------------------------
+BILLING_EXPORT_URL = env.str("BILLING_EXPORT_URL", default="")
+"""Where meter events go as CloudEvents: `file:///a/folder`, or an http or https URL. Empty: nowhere."""
+BILLING_EXPORT_TOKEN = env.str("BILLING_EXPORT_TOKEN", default="")
+"""The bearer token that an http sink takes."""
+BILLING_EXPORT_SOURCE = env.str("BILLING_EXPORT_SOURCE", default="") or BASE_URL
+"""The `source` of each event: with its id it names the event for good."""
+BILLING_EXPORT_BATCH_EVENTS = env.int("BILLING_EXPORT_BATCH_EVENTS", default=500)
+
 # --- API -----------------------------------------------------------------------------------------------------
 REQUEST_BODY_BYTES_MAX = env.int("REQUEST_BODY_BYTES_MAX", default=16 << 20)
 DATA_UPLOAD_MAX_MEMORY_SIZE = REQUEST_BODY_BYTES_MAX

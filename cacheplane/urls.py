@@ -13,6 +13,7 @@ from cacheplane.api import (
     estimates,
     health,
     models,
+    sandbox,
     savings,
     statements,
     tags,
@@ -67,4 +68,5 @@ urlpatterns = [
     path("v1/billing/statements", statements.BillingStatements.as_view()),
     path("v1/billing/statements/<str:month>", statements.BillingStatement.as_view()),
     path("v1/billing/invoices", statements.BillingInvoices.as_view()),
+    path("v1/sandbox/clock", sandbox.SandboxClock.as_view()),
 ]

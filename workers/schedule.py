@@ -25,6 +25,8 @@ app.conf.beat_schedule = {
     # A lost nudge delays a webhook by no more than this; a retry is due at its own time.
     "deliver webhooks": _every(5.0, dispatch.DELIVER_WEBHOOKS),
     "watch for webhooks": _every(5.0, dispatch.WATCH_FOR_WEBHOOKS),
+    # Usage is with other systems so long after it is recorded; without a place to export to it does nothing.
+    "export usage": _every(10.0, dispatch.EXPORT_USAGE),
     # Lines of storage are posted hourly; what is owed is exact in between without them.
     "settle storage": _every(3600.0, dispatch.SETTLE_STORAGE),
     "audit ledger": _every(3600.0, dispatch.AUDIT_LEDGER),

@@ -48,6 +48,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
         "available_now",
         "storage_commitment",
         "exhaust_at",
+        "clock_offset",
         "created_at",
         "rows",
     ]
@@ -72,7 +73,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
         return money.text(obj.held or money.ZERO)
 
     def _now(self, obj: BillingAccount) -> accounts.Balance:
-        return accounts.balance(obj.organization_id, clock.now())
+        return accounts.balance(obj.organization_id, clock.now_of(obj.organization_id))
 
     @display(description="cash")
     def cash_now(self, obj: BillingAccount) -> str:
@@ -116,7 +117,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
 
         return self.act_on_form(
             request,
-            form=RechargeForm(request.POST or None),
+            form=RechargeForm(request.POST or None, at=clock.now_of(account.organization_id)),
             title="Recharge",
             explanation=f"Money for {account.organization} in {account.currency}.",
             perform=perform,
@@ -132,7 +133,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
             reason=given["reason"],
             operator=request.user.get_username(),
             idempotency_key=f"admin:{given['key']}",
-            at=clock.now(),
+            at=clock.now_of(account.organization_id),
             expires_at=given["expires_at"],
         )
 
@@ -220,7 +221,7 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
             entry_id=entry.pk,
             reason=given["reason"],
             operator=request.user.get_username(),
-            at=clock.now(),
+            at=clock.now_of(entry.organization_id),
         )
 
 
@@ -305,3 +306,7 @@ class StorageLineAdmin(ReadOnlyAdmin):
     search_fields = ["=segment__subject", "segment__organization__id"]
     date_hierarchy = "meter_event__occurred_at"
     ordering = ["-id"]
+
+
+# Below, because they are of the same furniture.
+from billing.admin import exports as exports  # noqa: E402

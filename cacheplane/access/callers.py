@@ -31,6 +31,8 @@ class Caller:
     project_id: str
     api_key_id: str
     tier: TierLimits
+    is_sandbox: bool = False
+    """Its clock may be ahead of the database's, so nothing that asks the database's own may decide for it."""
 
     @property
     def account_label(self) -> str:

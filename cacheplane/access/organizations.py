@@ -123,7 +123,7 @@ def recharge(
             reason=reason,
             operator=operator,
             idempotency_key=idempotency_key,
-            at=clock.now(),
+            at=clock.now_of(organization_id),
             expires_at=expires_at,
         )
         if recharged.is_new:
@@ -152,7 +152,7 @@ def correct(*, organization_id: str, entry_id: int, reason: str, operator: str) 
             entry_id=entry_id,
             reason=reason,
             operator=operator,
-            at=clock.now(),
+            at=clock.now_of(organization_id),
         )
         audit.record(
             operator=operator,

@@ -138,7 +138,8 @@ class BillingBalance(APIView):
         responses=openapi.answers(BALANCE, 401, 403),
     )
     def get(self, request: Request) -> Response:
-        return Response(balance_as_json(accounts.balance(caller_of(request).organization_id, clock.now())))
+        organization_id = caller_of(request).organization_id
+        return Response(balance_as_json(accounts.balance(organization_id, clock.now_of(organization_id))))
 
 
 class BillingPrices(APIView):
@@ -148,7 +149,8 @@ class BillingPrices(APIView):
         responses=openapi.answers(openapi.list_of(PRICE), 401, 403),
     )
     def get(self, request: Request) -> Response:
-        at, organization_id = clock.now(), caller_of(request).organization_id
+        organization_id = caller_of(request).organization_id
+        at = clock.now_of(organization_id)
         currency = accounts.balance(organization_id, at).currency
         prices = price_list.listed(organization_id, currency=currency, at=at)
         return Response({"object": "list", "data": [price_as_json(price) for price in prices]})

@@ -152,7 +152,7 @@ class CachingList(APIView):
         wanted = creation.wait_seconds(request.headers.get("Prefer"))
         seconds = min(wanted or 0, settings.CREATE_WAIT_SECONDS_MAX)
         waited = waiting.until_settled(caller, row.id, deadline=received + seconds) if seconds else None
-        answer = Response(as_json(waited or row, at=clock.now()))
+        answer = Response(as_json(waited or row, at=clock.now_of(row.organization_id)))
         if waited is not None:
             answer["Preference-Applied"] = f"wait={seconds}"
         return answer
@@ -169,8 +169,9 @@ class CachingList(APIView):
         responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
     )
     def get(self, request: Request) -> Response:
-        rows = cache_objects.page(caller_of(request), page_from(request.query_params))
-        at = clock.now()
+        caller = caller_of(request)
+        rows = cache_objects.page(caller, page_from(request.query_params))
+        at = clock.now_of(caller.organization_id)
         return Response({"object": "list", "data": [as_json(row, at=at) for row in rows]})
 
 
@@ -182,7 +183,7 @@ class CachingDetail(APIView):
     )
     def get(self, request: Request, cache_id: str) -> Response:
         row = cache_objects.get(caller_of(request), cache_id)
-        answer = Response(as_json(row, at=clock.now()))
+        answer = Response(as_json(row, at=clock.now_of(row.organization_id)))
         # Not in the body, whose fields the contract fixes: how far the precompute is.
         answer["Msh-Context-Cache-Progress"] = f"{row.prefilled_tokens}/{row.tokens}"
         return answer
@@ -204,7 +205,7 @@ class CachingDetail(APIView):
             is_budget_dropped=wanted.budget is not None and budget is None,
         )
         row = cache_objects.update(caller_of(request), cache_id, change)
-        return Response(as_json(row, at=clock.now()))
+        return Response(as_json(row, at=clock.now_of(row.organization_id)))
 
     @extend_schema(
         operation_id="delete_cache",

@@ -111,7 +111,7 @@ class BillingSavings(APIView):
         responses=openapi.answers(SAVINGS, 400, 401, 403, 503),
     )
     def get(self, request: Request) -> Response:
-        at = clock.now()
+        at = clock.now_of(caller_of(request).organization_id)
         period = periods.period_from(request.query_params, at=at)
         by = request.query_params.get("group_by", "") or savings.OBJECT
         if by not in GROUPS:

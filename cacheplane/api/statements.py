@@ -167,7 +167,8 @@ class BillingStatements(APIView):
     )
     def get(self, request: Request) -> Response:
         window = window_from(request.query_params, order_default="desc")
-        organization_id, at, after = caller_of(request).organization_id, clock.now(), _cursor_of(window)
+        organization_id, after = caller_of(request).organization_id, _cursor_of(window)
+        at = clock.now_of(organization_id)
         periods = statement_months.periods_of(organization_id, at=at)
         if window.newest_first:
             periods = [p for p in reversed(periods) if after is None or p.start < after]
@@ -206,7 +207,9 @@ def _required(organization_id: str, month: str) -> Period:
     """Raises NotFound for what is no month, and for one in which there was nothing yet, or nothing is yet."""
     start = _month_from(month)
     period = None if start is None else month_of(start)
-    if period is None or period not in statement_months.periods_of(organization_id, at=clock.now()):
+    if period is None or period not in statement_months.periods_of(
+        organization_id, at=clock.now_of(organization_id)
+    ):
         raise NotFound(f"Not found the statement {month[:40]}")
     return period
 

@@ -115,7 +115,7 @@ class BillingUsage(APIView):
     )
     def get(self, request: Request) -> Response:
         query, organization_id = request.query_params, caller_of(request).organization_id
-        at = clock.now()
+        at = clock.now_of(caller_of(request).organization_id)
         period, group_by = periods.period_from(query, at=at), group_by_from(query)
         found = usage.sums(
             organization_id, group_by=group_by, start=period.start, end=period.end, tz=period.tz

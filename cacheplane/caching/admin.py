@@ -11,7 +11,6 @@ from django import forms
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import Q, QuerySet
-from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html, format_html_join
@@ -28,6 +27,7 @@ from cacheplane.caching.models import (
     ACTIVE,
     ERROR,
     EXPIRED,
+    OWN_NOW,
     PENDING,
     CacheObject,
     CacheObjectEvent,
@@ -209,8 +209,8 @@ class CacheObjectAdmin(ReadOnlyAdmin):
     actions_detail = ["expire", "extend", "recompute"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[CacheObject]:
-        # The database's clock, read once per statement, decides the status of every row that is shown.
-        shown = super().get_queryset(request).annotate(read_at=Now())
+        # The organization's clock, read once per statement, decides the status of every row that is shown.
+        shown = super().get_queryset(request).annotate(read_at=OWN_NOW)
         related = shown.select_related("organization__billing_account", "segment", "project")
         return related.defer("messages", "tools")
 
@@ -374,13 +374,17 @@ class CacheObjectAdmin(ReadOnlyAdmin):
             form=TtlForm(posted, longest_seconds=longest) if asks_ttl else ReasonForm(posted),
             perform=perform_and_record,
             back_url=self.url_of(object_id),
-            explanation=f"{row} of {row.organization} is {row.status_at(clock.now())}. {consequence}",
+            explanation=f"{row} of {row.organization} is {_status_now(row)}. {consequence}",
         )
+
+
+def _status_now(row: CacheObject) -> str:
+    return row.status_at(clock.now_of(row.organization_id))
 
 
 def _recompute(row: CacheObject, *, ttl_seconds: int, actor: str) -> None:
     """Active: as if its bytes were lost, so the rework is free. Ended: revived. Pending: raises Conflict."""
-    status = row.status_at(clock.now())
+    status = _status_now(row)
     if status == PENDING:
         raise Conflict("The cache object is pending: it is being computed already.")
     if status in (EXPIRED, ERROR):

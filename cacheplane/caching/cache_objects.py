@@ -53,11 +53,11 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     What `new.once` has made before is answered instead. Raises FeatureClosed, InvalidRequest, LimitExceeded,
     EngineError, billing's InsufficientFunds, and NotFound when what was made before is deleted.
     """
-    at = clock.now()
-    gates.require(caller, feature=FEATURE, at=at)
-    if (earlier := _made_before(caller, new, at=at)) is not None:
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=FEATURE, at=now.machine)
+    if (earlier := _made_before(caller, new, at=now.machine)) is not None:
         return earlier
-    new = replace(new, lifetime=checked(caller, new.lifetime, at=at))
+    new = replace(new, lifetime=checked(caller, new.lifetime, at=now.at))
     tools, tokens = counted(caller, new)
     # The limits are decided and committed on their own: a refused creation has still been asked for.
     rate_limits.admit_tokens(caller, tokens=tokens)
@@ -68,7 +68,7 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
         # The same creation may have come by another way meanwhile.
-        if (earlier := _made_before(caller, new, at=account.locked_at)) is not None:
+        if (earlier := _made_before(caller, new, at=account.machine_at)) is not None:
             return earlier
         row = _write(account, caller, new, messages=messages, tools=tools, identity=identity, tokens=tokens)
         dispatch.after_commit(dispatch.PRECOMPUTE)
@@ -154,7 +154,7 @@ def _write(
     for tag in new.tags:
         tags.point(caller.organization_id, tag, cache_id=row.id, at=at, actor=caller.api_key_id)
     if new.once is not None:
-        idempotency.remember(caller.organization_id, new.once, cache_id=row.id, at=at)
+        idempotency.remember(caller.organization_id, new.once, cache_id=row.id, at=account.machine_at)
     return row
 
 
@@ -268,13 +268,13 @@ def update(
     An ended object is computed again, and counts towards the limits as its creation did. Raises FeatureClosed,
     NotFound, InvalidRequest, LimitExceeded, and billing's InsufficientFunds.
     """
-    at = clock.now()
-    gates.require(caller, feature=FEATURE, at=at)
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=FEATURE, at=now.machine)
     if wanted.lifetime is not None:
-        wanted = replace(wanted, lifetime=checked(caller, wanted.lifetime, at=at))
+        wanted = replace(wanted, lifetime=checked(caller, wanted.lifetime, at=now.at))
     row = get(caller, cache_id)
-    is_alive = row.status_at(at) in (PENDING, ACTIVE)
-    if wanted.lifetime is not None and wanted.lifetime.until(at) is not None and not is_alive:
+    is_alive = row.status_at(now.at) in (PENDING, ACTIVE)
+    if wanted.lifetime is not None and wanted.lifetime.until(now.at) is not None and not is_alive:
         rate_limits.admit_tokens(caller, tokens=row.tokens)
     return changes.change(
         caller.organization_id,

@@ -80,9 +80,10 @@ def estimate(caller: Caller, new: NewCacheObject) -> Estimate:
 
     Raises FeatureClosed, InvalidRequest, LimitExceeded, EngineError.
     """
-    at = clock.now()
-    gates.require(caller, feature=cache_objects.FEATURE, at=at)
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=cache_objects.FEATURE, at=now.machine)
     rate_limits.admit_tokens(caller, tokens=0)
+    at = now.at
     lifetime = cache_objects.checked(caller, new.lifetime, at=at)
     _tools, tokens = cache_objects.counted(caller, new)
     currency = accounts.balance(caller.organization_id, at).currency

@@ -1,8 +1,8 @@
 """Every change of a cache object's status, each in one transaction, each a conditional UPDATE whose rows are counted.
 
 Locks are taken in one order everywhere: the organization's billing account, its purses, the object, then the
-webhook endpoints that are told of it. Time is the database's and is read after the lock, so that two changes of one
-organization never see it run backwards.
+webhook endpoints that are told of it. Time is the organization's and is read after the lock, so that two changes of
+one organization never see it run backwards. Leases and retries are work of machines, and follow their clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q, Sum
+from django.db.models import F, Min, Q, Sum
 
 from billing import accounts, charging, clock, holds, storage
 from billing.accounts import LockedAccount
@@ -27,6 +27,7 @@ from cacheplane.caching.models import (
     AUTO,
     ERROR,
     EXPIRED,
+    OWN_NOW,
     PENDING,
     SCHEDULED,
     CacheObject,
@@ -126,7 +127,7 @@ def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim 
                 ripe,
                 asked,
                 status=PENDING,
-                expired_at__gt=at,
+                expired_at__gt=OWN_NOW,
                 attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX,
             )
             .order_by("created_at")
@@ -149,7 +150,8 @@ def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim 
             attempts=claim.attempt,
             prefilled_tokens=0,
         )
-        note(row.id, row.organization_id, "claimed", at=at, actor=owner, attempt=claim.attempt)
+        own_at = clock.now_of(row.organization_id)
+        note(row.id, row.organization_id, "claimed", at=own_at, actor=owner, attempt=claim.attempt)
     return claim
 
 
@@ -257,7 +259,7 @@ def fail_attempt(claim: Claim, *, reason: str, is_final: bool = False) -> bool:
             CacheObject.objects.filter(_claimed(claim)).update(
                 lease_owner="",
                 lease_until=None,
-                retry_at=at + timedelta(seconds=RETRY_SECONDS_PER_ATTEMPT * claim.attempt),
+                retry_at=account.machine_at + timedelta(seconds=RETRY_SECONDS_PER_ATTEMPT * claim.attempt),
             )
     return True
 
@@ -280,7 +282,7 @@ def fail_exhausted_attempts(*, limit: int = 100) -> int:
                     id=cache_id,
                     status=PENDING,
                     attempts__gte=settings.PRECOMPUTE_ATTEMPTS_MAX,
-                    lease_until__lt=at,
+                    lease_until__lt=account.machine_at,
                 )
                 .first()
             )
@@ -592,6 +594,24 @@ def expire_due(*, limit: int) -> int:
                 if row.status in (PENDING, ACTIVE) and row.status_at(at) == EXPIRED:
                     expire(account, row, at=at, actor="clock")
     return len(due)
+
+
+def expire_over(account: LockedAccount, *, at: datetime) -> None:
+    """Write down what of one organization is over at `at`, as of then; in the caller's transaction."""
+    storage.cut_exhausted(account, at=at)
+    rows = CacheObject.objects.of(account.organization_id).with_what_decides_status()
+    over = Q(status__in=[PENDING, ACTIVE], expired_at__lte=at) | Q(
+        status=ACTIVE, segment__closed_at__isnull=False
+    )
+    for row in rows.select_for_update(of=("self",)).filter(over).order_by("expired_at", "id"):
+        expire(account, row, at=at, actor="clock")
+
+
+def next_end(organization_id: str) -> datetime | None:
+    """When the first of an organization's living objects ends, if it does not run out of money before."""
+    alive = CacheObject.objects.of(organization_id).filter(status__in=[PENDING, ACTIVE])
+    found: datetime | None = alive.aggregate(first=Min("expired_at"))["first"]
+    return found
 
 
 def _by_organization(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:

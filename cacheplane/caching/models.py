@@ -7,8 +7,8 @@ from datetime import datetime
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
-from django.db.models import F, Q
-from django.db.models.functions import Collate
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Value
+from django.db.models.functions import Collate, Now
 
 from billing.budgets import MONTH, TOTAL
 from cacheplane.caching import schedules
@@ -24,6 +24,11 @@ PAGE_ORDER = Collate("id", "C")
 TAG_NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,127}"
 
 
+CLOCK_OFFSET = F("organization__billing_account__clock_offset")
+OWN_NOW = ExpressionWrapper(Now() + CLOCK_OFFSET, output_field=DateTimeField())
+"""What the clock of a row's organization shows: a sandbox's is ahead."""
+
+
 def new_cache_id() -> str:
     return new_id("cache")
 
@@ -37,10 +42,11 @@ class CacheObjectQuerySet(models.QuerySet["CacheObject"]):
         return self.select_related("segment", "organization__billing_account")
 
     def due(self, at: datetime) -> CacheObjectQuerySet:
-        """Stored as alive, but over by the clock or for want of money."""
+        """Stored as alive, but over by its organization's clock or for want of money; `at` is the machine's."""
+        own = ExpressionWrapper(Value(at) + CLOCK_OFFSET, output_field=DateTimeField())
         return self.filter(
-            Q(status__in=[PENDING, ACTIVE], expired_at__lte=at)
-            | Q(status=ACTIVE, organization__billing_account__exhaust_at__lte=at)
+            Q(status__in=[PENDING, ACTIVE], expired_at__lte=own)
+            | Q(status=ACTIVE, organization__billing_account__exhaust_at__lte=own)
             | Q(status=ACTIVE, segment__closed_at__isnull=False)
         )
 

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, charging, clock
+from billing import accounts, charging
 from billing.errors import BillingError
 from cacheplane.access import callers, gates, tiers
 from cacheplane.caching import lifecycle, lifetimes, reasons, uses
-from cacheplane.caching.models import ERROR, EXPIRED, CacheObject
+from cacheplane.caching.models import ERROR, EXPIRED, OWN_NOW, CacheObject
 from cacheplane.caching.schedules import Opening
 from cacheplane.errors import FeatureClosed, InvalidRequest, OrganizationSuspended
 
@@ -22,7 +22,7 @@ def open_due(*, limit: int) -> int:
     What cannot be paid, or is not allowed, is noted and tried again later.
     """
     due = list(
-        CacheObject.objects.filter(status__in=[EXPIRED, ERROR], reopen_at__lte=clock.now())
+        CacheObject.objects.filter(status__in=[EXPIRED, ERROR], reopen_at__lte=OWN_NOW)
         .order_by("reopen_at")
         .values_list("organization_id", "id")[:limit]
     )
@@ -61,7 +61,7 @@ def _open(organization_id: str, cache_id: str) -> None:
         return  # the window went by while no worker ran
     tier = tiers.tier_now(row.organization)
     callers.require_state(organization_id, row.organization.state)
-    gates.require_for(organization_id, rank=tier.rank, feature=gates.CONTEXT_CACHING, at=at)
+    gates.require_for(organization_id, rank=tier.rank, feature=gates.CONTEXT_CACHING, at=account.machine_at)
     lifecycle.require_room(
         organization_id, tokens=row.tokens, cached_tokens_max=tier.cached_tokens_max, at=at
     )

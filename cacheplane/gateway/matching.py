@@ -64,7 +64,7 @@ SELECT object.id, object.model, object.tokens, CASE WHEN %s THEN object.messages
        kv.id, kv.engine_id, kv.filename, kv.n_tokens, kv.size_bytes, kv.sha256, kv.blake3, kv.fingerprint,
        CASE WHEN object.ttl_policy = 'auto' AND object.wanted_until IS NULL AND object.expired_at < object.cap_at
             THEN object.expired_at - make_interval(mins => object.kept_minutes) END,
-       clock_timestamp()
+       clock_timestamp() + account.clock_offset
   FROM caching_cacheobject AS object
   JOIN billing_billingaccount AS account ON account.organization_id = object.organization_id
   LEFT JOIN billing_storagesegment AS segment ON segment.id = object.segment_id

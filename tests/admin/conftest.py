@@ -15,6 +15,7 @@ from django.test import Client
 
 from billing import accounts, charging, clock, invoicing
 from billing.budgets import Budget
+from billing.models import ExportPosition, ExportTally
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
@@ -187,6 +188,10 @@ def _fill(name: str) -> PayingOrganization:
     budget = Budget(amount=Decimal(1_000_000), per="month")
     changes.set_organization_budget(made.organization_id, budget, operator="test", reason="test")
     invoicing.make(made.organization_id, at=clock.now() + timedelta(days=40))
+    position = ExportPosition.objects.create(sink=f"file:///srv/{name}")
+    ExportTally.objects.create(
+        position=position, meter="call", hour=at, currency="CNY", events=1, quantity=1, amount=Decimal("0.02")
+    )
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)

@@ -24,6 +24,8 @@ ROUTES = [
     ("GET", "/v1/billing/statements"),
     ("GET", "/v1/billing/statements/{month}"),
     ("GET", "/v1/billing/invoices"),
+    ("GET", "/v1/sandbox/clock"),
+    ("POST", "/v1/sandbox/clock"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/caching"),
     ("GET", "/v1/caching"),

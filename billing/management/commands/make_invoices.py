@@ -28,7 +28,7 @@ class Command(BaseCommand):
         made = 0
         for organization_id in invoicing.organizations():
             try:
-                invoices = invoicing.make(organization_id, at=clock.now(), month=month)
+                invoices = invoicing.make(organization_id, at=clock.now_of(organization_id), month=month)
             except InvoiceRefused as error:
                 raise CommandError(error.message) from error
             for invoice in invoices:

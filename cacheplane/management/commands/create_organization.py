@@ -48,6 +48,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--voucher", type=amount, metavar="AMOUNT", help="put a voucher of this much into its purse"
         )
+        parser.add_argument(
+            "--sandbox", action="store_true", help="with a clock of its own, to rehearse bills; for good"
+        )
         parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -58,6 +61,7 @@ class Command(BaseCommand):
                     name=options["name"],
                     tier_slug=options["tier"],
                     currency=options["currency"],
+                    kind=Organization.Kind.SANDBOX if options["sandbox"] else Organization.Kind.STANDARD,
                     operator=operator,
                 )
                 for purse, value in (("cash", options["recharge"]), ("voucher", options["voucher"])):
@@ -71,6 +75,7 @@ class Command(BaseCommand):
         made = {
             "organization": new.organization.id,
             "name": new.organization.name,
+            "kind": str(new.organization.kind),
             "tier": tiers.tier_now(Organization.objects.get(id=new.organization.id)).slug,
             "project": new.project.id,
             "api_key_id": new.issued_key.key.id,

@@ -175,3 +175,11 @@ def test_another_currency_is_refused_and_the_known_ones_are_named():
 
 def test_a_recharge_without_a_tier_given_earns_one():
     assert json.loads(_run("Acme", "--recharge", "500", "--json").splitlines()[-1])["tier"] == "tier3"
+
+
+@pytest.mark.parametrize(("options", "kind"), [([], "standard"), (["--sandbox"], "sandbox")])
+def test_a_sandbox_is_made_by_saying_so(options, kind):
+    made = json.loads(_run("Rehearsal", "--json", *options).splitlines()[-1])
+    assert made["kind"] == kind
+    assert Organization.objects.get(id=made["organization"]).kind == kind
+    assert api_keys.authenticate(made["api_key"]).is_sandbox is (kind == "sandbox")
