@@ -63,7 +63,7 @@ def settled() -> None:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT coalesce(max(recorded_xid), 0) < pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
-                " FROM billing_meterevent"
+                " FROM billing_meterevent WHERE recorded_xid < pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
             )
             return bool(cursor.fetchone()[0])
 
