@@ -166,7 +166,7 @@ def run(
     started = time.monotonic()
     roles = [{"seed": seed, "number": number, "accounts": accounts} for number in range(workers)]
     looks = Looks()
-    with processes.team(role, roles) as team:
+    with processes.team(__name__, roles) as team:
         for steps in legs(operations):
             shares = [steps // workers + (number < steps % workers) for number in range(workers)]
             team.tell(shares, advance)

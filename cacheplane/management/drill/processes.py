@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ class Team:
                 assert isinstance(pipe, Connection)
                 try:
                     kind, value = pipe.recv()
-                except EOFError as error:
+                except (EOFError, ConnectionResetError) as error:
                     raise DrillError("A process of the drill has ended; what it met stands above.") from error
                 if kind == "advance":
                     advance(value)
@@ -41,8 +42,12 @@ class Team:
 
 
 @contextmanager
-def team(role: Callable[..., None], arguments: Sequence[dict[str, Any]]) -> Iterator[Team]:
-    """One process per set of arguments, each on this process's database; they end with the block."""
+def team(role: str, arguments: Sequence[dict[str, Any]]) -> Iterator[Team]:
+    """One process per set of arguments, each on this process's database; they end with the block.
+
+    `role` is the function `role` of the module so named. It is called with `hear` (the next thing; None: no more),
+    `advance` (how far it is), `answer` (to each thing heard, once), and its arguments.
+    """
     from django.db import connections
 
     context = multiprocessing.get_context("spawn")
@@ -65,13 +70,14 @@ def team(role: Callable[..., None], arguments: Sequence[dict[str, Any]]) -> Iter
                 process.join()
 
 
-def _live(role: Callable[..., None], pipe: Connection, database: str, values: dict[str, Any]) -> None:
+def _live(role: str, pipe: Connection, database: str, values: dict[str, Any]) -> None:
     import django
 
     django.setup()
     from django.db import connections
 
     connections.settings["default"]["NAME"] = database
+    play: Callable[..., None] = importlib.import_module(role).role
 
     def hear() -> Any:
         try:
@@ -79,7 +85,7 @@ def _live(role: Callable[..., None], pipe: Connection, database: str, values: di
         except EOFError:
             return None
 
-    role(
+    play(
         hear=hear,
         advance=lambda done: pipe.send(("advance", done)),
         answer=lambda value: pipe.send(("answer", value)),

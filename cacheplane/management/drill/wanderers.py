@@ -280,13 +280,10 @@ class PresentWanderer(Wanderer):
         if self._charged_for(call) != before:
             raise BrokenPromise(f"{self.name}: a settlement that was told again charged again")
 
-
     def _charged_for(self, call: Call) -> Decimal:
         """Without what was paid back meanwhile."""
         keys = [f"{call.reference}:{meter}" for meter in ("call", "prompt", "completion")]
-        entries = LedgerEntry.objects.filter(
-            meter_event__source="call", meter_event__source_key__in=keys
-        )
+        entries = LedgerEntry.objects.filter(meter_event__source="call", meter_event__source_key__in=keys)
         return money.total(entries.values_list("amount", flat=True))
 
 
