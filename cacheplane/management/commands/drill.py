@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from argparse import ArgumentParser
 from dataclasses import fields
 from pathlib import Path
@@ -17,14 +13,11 @@ from typing import Any
 import msgspec
 from django.core.management.base import BaseCommand, CommandError
 
-from cacheplane.launcher import postgres
 from cacheplane.launcher.engine import ROOT
 from cacheplane.launcher.errors import LauncherError
-from cacheplane.launcher.testing import FOREIGN
 from cacheplane.management.drill.money import NAMES, SEED, Sizes
+from cacheplane.management.drill.server import own_server
 
-CONNECTIONS_MAX = 300
-"""Two hundred callers at once, and some to watch them."""
 SIZES = {field.name: field.default for field in fields(Sizes)}
 
 
@@ -53,7 +46,8 @@ class Command(BaseCommand):
         }
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, it tidies up
         try:
-            status = _on_a_server_of_its_own(msgspec.json.encode(order).decode())
+            with own_server() as environment:
+                status = _drill(msgspec.json.encode(order).decode(), environment)
         except LauncherError as error:
             raise CommandError(str(error)) from error
         if status:
@@ -67,24 +61,6 @@ def _count(text: str) -> int:
     return count
 
 
-def _on_a_server_of_its_own(order: str) -> int:
-    folder = Path(tempfile.mkdtemp(prefix="cacheplane-drill-"))
-    try:
-        (folder / "data").mkdir()
-        server = postgres.start(
-            folder / "postgres",
-            log=folder / "postgres.log",
-            durable=False,
-            connections_max=CONNECTIONS_MAX,
-        )
-        try:
-            return _drill(order, _environment(folder, database_url=server.url))
-        finally:
-            server.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _drill(order: str, environment: dict[str, str]) -> int:
     """In our process group and on our terminal; when we are stopped, it is stopped first."""
     command = [sys.executable, "-m", "cacheplane.management.drill", order]
@@ -95,17 +71,3 @@ def _drill(order: str, environment: dict[str, str]) -> int:
         process.terminate()
         process.wait()
         return 130
-
-
-def _environment(folder: Path, *, database_url: str) -> dict[str, str]:
-    """Ours, without what leads to the operator's instance."""
-    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    return kept | {
-        "DATA_DIR": str(folder / "data"),
-        "DATABASE_URL": database_url,
-        "CACHEPLANE_DRILL_DATABASE": database_url,
-        "SECRET_KEY": secrets.token_urlsafe(48),
-        "API_KEY_PEPPER": secrets.token_urlsafe(48),
-        "DJANGO_SETTINGS_MODULE": "cacheplane.settings",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-    }

@@ -19,9 +19,7 @@ from rich.table import Table  # noqa: E402
 from cacheplane.management.drill import money  # noqa: E402
 from cacheplane.management.drill.figures import DrillError, Figure  # noqa: E402
 from cacheplane.management.drill.money import Part, Sizes  # noqa: E402
-
-OWN_DATABASE_VARIABLE = "CACHEPLANE_DRILL_DATABASE"
-"""Holds DATABASE_URL again, so that no drill ever begins on a database that was not made for it."""
+from cacheplane.management.drill.server import OWN_DATABASE_VARIABLE  # noqa: E402
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ from cacheplane.management.drill.payer import Payer
 
 T = TypeVar("T")
 
-STEPS_BETWEEN_BALANCES = 8
+STEPS_BETWEEN_BALANCES = 20
 MESSAGES_KEPT = 20
 JUMPS_SECONDS = (0, 0.000001, 1, 59, 60, 61, 600)
 
@@ -296,7 +296,7 @@ EVERYTHING = [
     *["void", "grow", "hold_more", "lose", "voucher", "correct", "replay"],
 ]
 MOSTLY_CALLS = [
-    *["call_hold", "call_settle"] * 46,
+    *["call_hold", "call_settle"] * 60,
     *["call_void", "call_grow", "create", "extend", "recharge"] * 2,
     *["hold", "settle_call", "close", "settle", "void", "lose", "voucher", "correct", "replay", "call_again"],
 ]
