@@ -85,8 +85,9 @@ def _measure(given: Any) -> None:
 
 def _report_rates(rates: dict[str, list[float]], *, accounts: int) -> None:
     table = Table(title="Per second, in turns")
-    for heading in ("", "median", "least", "most", "of the floor", "goal"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_column("")
+    for heading in ("median", "least", "most", "of floor", "goal"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for kind, values in rates.items():
         floor = FLOOR_OF.get(kind)
         share = f"{median(values) / median(rates[floor]):.2f}" if floor else ""

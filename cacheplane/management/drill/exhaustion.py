@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -117,10 +117,14 @@ def _moved_back(
     return Watched(caller=caller, cache_id=cache_id, ends_at=ends_at, minutes=minutes, left=left)
 
 
-def _watch(watched: Iterable[Watched], *, until: datetime) -> None:
-    """Sweeps when it is time, and asks in between, as a call does, whether each object is still served."""
+def _watch(watched: Sequence[Watched], *, until: datetime) -> None:
+    """Sweeps when it is time, and asks in between, as a call does, whether each object is still served.
+
+    Until all is written down, or else `until`.
+    """
     next_sweep = time.monotonic()
-    while clock.now() < until:
+    of = [one.caller.organization_id for one in watched]
+    while clock.now() < until and _is_any_open(of):
         if time.monotonic() >= next_sweep:
             next_sweep += SWEEP_SECONDS
             while lifecycle.expire_due(limit=SWEEP_BATCH_OBJECTS) == SWEEP_BATCH_OBJECTS:
@@ -130,6 +134,12 @@ def _watch(watched: Iterable[Watched], *, until: datetime) -> None:
                 break
             _ask(one)
         time.sleep(min(LOOK_SECONDS, max(0.0, next_sweep - time.monotonic())))
+
+
+def _is_any_open(organization_ids: Sequence[str]) -> bool:
+    return StorageSegment.objects.filter(
+        organization_id__in=organization_ids, closed_at__isnull=True
+    ).exists()
 
 
 def _ask(one: Watched) -> None:

@@ -29,6 +29,8 @@ PART = "operations"
 OPERATIONS = 1_000_000
 WORKERS = 2
 ACCOUNTS_PER_WORKER = 120
+OPERATIONS_PER_ACCOUNT = 20
+"""At least, so that a small drill does more than open accounts."""
 LOOKS = (0.02, 0.1, 0.3, 0.6, 1.0)
 """After these parts of the operations all promises are looked at: each look reads every row there is."""
 STEPS_BETWEEN_REPORTS = 100
@@ -161,11 +163,11 @@ def run(
     seed: int,
     operations: int = OPERATIONS,
     workers: int = WORKERS,
-    accounts: int = ACCOUNTS_PER_WORKER,
     advance: Advance = in_silence,
 ) -> list[Figure]:
     """Two processes at random operations; all invariants at each look and at the end."""
     started = time.monotonic()
+    accounts = min(ACCOUNTS_PER_WORKER, max(5, operations // workers // OPERATIONS_PER_ACCOUNT))
     roles = [{"seed": seed, "number": number, "accounts": accounts} for number in range(workers)]
     looks = Looks()
     with processes.team(__name__, roles) as team:

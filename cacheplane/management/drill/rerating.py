@@ -145,6 +145,13 @@ def _charge(rng: random.Random, prices: Prices, at: datetime) -> Charge:
     return Charge(event=event, price_id=price.price_id, unit_price=price.unit_price)
 
 
+BOOKED = f"""
+SELECT count(*), coalesce(sum(e.amount), 0)
+FROM billing_ledgerentry e JOIN billing_meterevent m ON m.id = e.meter_event_id
+WHERE m.model IN ('{FAMILY}', '{MODEL}')
+"""
+
+
 # --- Once more -------------------------------------------------------------------------------------------------
 
 
@@ -155,9 +162,7 @@ def rerate(*, seed: int, events: int, booked: Decimal) -> Figure:
     started = time.monotonic()
     off = [row for name, query in audit.QUERIES if name == audit.RERATED for row in _rows(query)]
     seconds = time.monotonic() - started
-    found, total = _rows(
-        "SELECT count(*), coalesce(sum(amount), 0) FROM billing_ledgerentry WHERE meter_event_id IS NOT NULL"
-    )[0]
+    found, total = _rows(BOOKED)[0]
     wrong = [f"{subject}: {detail}" for subject, detail in off[:1]]
     if total != booked:
         wrong.append(f"entries make {total}, {booked} was booked")
