@@ -1,4 +1,4 @@
-"""`manage.py drill money`: a server of its own, figures as a table and as JSON, nothing left, nobody else's database."""
+"""`manage.py drill money`: a server of its own, figures as a table and as JSON, and nothing left."""
 
 from __future__ import annotations
 

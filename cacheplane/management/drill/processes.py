@@ -28,16 +28,16 @@ class Team:
             pipe.send(what)
         answers: dict[Any, Any] = {}
         while len(answers) < len(pipes):
-            for pipe in wait([pipe for pipe in pipes if pipe not in answers]):
-                assert isinstance(pipe, Connection)
+            for ready in wait([pipe for pipe in pipes if pipe not in answers]):
+                assert isinstance(ready, Connection)
                 try:
-                    kind, value = pipe.recv()
+                    kind, value = ready.recv()
                 except (EOFError, ConnectionResetError) as error:
                     raise DrillError("A process of the drill has ended; what it met stands above.") from error
                 if kind == "advance":
                     advance(value)
                 else:
-                    answers[pipe] = value
+                    answers[ready] = value
         return [answers[pipe] for pipe in pipes]
 
 

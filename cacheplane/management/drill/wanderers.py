@@ -130,7 +130,7 @@ class Wanderer:
 
     def do_correct(self) -> None:
         entries = LedgerEntry.objects.filter(organization_id=self.payer.organization_id)
-        self.payer.correct(self.one_of(entries.order_by("-id")[:10]))
+        self.payer.correct(self.one_of(list(entries.order_by("-id")[:10])))
 
     # --- Calls, the long way ---
 
@@ -171,7 +171,7 @@ class Wanderer:
 
     def do_settle_call(self) -> None:
         reference = self.one_of(list(self.references)[-5:])
-        used = {
+        used: dict[str, Any] = {
             "prompt": self.rng.randrange(1000, 120_000),
             "cached": self.rng.randrange(1000),
             "completion": self.rng.randrange(200),
