@@ -26,7 +26,9 @@ from cacheplane.management.drill.payer import FAMILY
 PART = "exhaustion"
 OBJECTS = 200
 SPREAD_SECONDS = 8.0
-LEAD_SECONDS = 4.0
+LEAD_SECONDS = 3.0
+LEAD_SECONDS_PER_OBJECT = 0.02
+"""All are made ready before the first one ends, also where others use the machine."""
 SWEEP_SECONDS = 1.0
 """The period of `expire` in the beat table."""
 LOOK_SECONDS = 0.2
@@ -64,7 +66,7 @@ def run(
     for _ in range(count):
         pairs.append(_stored(rng, engine_id))
         advance(1)
-    first_end = clock.now() + timedelta(seconds=lead_seconds)
+    first_end = clock.now() + timedelta(seconds=lead_seconds + count * LEAD_SECONDS_PER_OBJECT)
     watched = []
     for number, (caller, cache_id, tokens) in enumerate(pairs):
         ends_at = first_end + timedelta(seconds=spread_seconds * number / count)
