@@ -33,6 +33,7 @@ TITLES = {
     "hot_floor": "floor: two bare UPDATEs, one row",
 }
 FLOOR_OF = {"plain": "floor", "whole": "floor", "hot_plain": "hot_floor", "hot_whole": "hot_floor"}
+WARM_UP_SECONDS = 3.0
 RERATING_SECONDS_MAX = 60
 BALANCE_MS_MAX = 3.0
 console = Console(highlight=False)
@@ -70,7 +71,9 @@ def _measure(given: Any) -> None:
     arguments = [scene | {"seed": number} for number in range(given.clients)]
     rates: dict[str, list[float]] = {kind: [] for kind in TITLES}
     with processes.team(WORK, arguments) as team:
-        team.tell([("warm up", 0.0)] * given.clients, in_silence)
+        for kind in ("warm_up", "plain", "whole"):
+            team.tell([(kind, WARM_UP_SECONDS)] * given.clients, in_silence)
+        money_work.analyze()
         for number in range(given.rounds):
             # Every other round the other way round, so that none always follows the same one.
             for kind in list(TITLES) if number % 2 else list(reversed(TITLES)):
