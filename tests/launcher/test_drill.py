@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
+from tests.conftest import wait_for
 from tests.launcher.conftest import REPOSITORY, assert_nothing_left
 
 
@@ -35,6 +38,24 @@ def test_it_prints_its_figures_and_leaves_nothing(short_path: Path, tmp_path: Pa
         ("operations", 200, 5, True),
     ]
     assert "0 violations" in done.stdout
+    assert list(short_path.iterdir()) == []
+    assert_nothing_left(str(short_path))
+
+
+def test_stopped_in_the_middle_it_leaves_nothing(short_path: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "manage.py", "drill", "money", "--part", "operations"],
+        cwd=REPOSITORY,
+        env=os.environ | {"TMPDIR": str(short_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    wait_for(
+        lambda: len(processes_with("multiprocessing.spawn")) >= 2, seconds=120, what="two processes play"
+    )
+    running.terminate()
+    _, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors.decode()) == (130, "")
     assert list(short_path.iterdir()) == []
     assert_nothing_left(str(short_path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import django
@@ -36,6 +37,7 @@ def main(argument: str) -> int:
     if not url or os.environ.get(OWN_DATABASE_VARIABLE) != url:
         print("The drill needs a database of its own: start it with manage.py drill money.", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     order = msgspec.json.decode(argument, type=Order)
     console = Console()
     try:
@@ -43,6 +45,8 @@ def main(argument: str) -> int:
     except DrillError as error:
         console.print(f"drill: {error}", style="red", highlight=False)
         return 1
+    except KeyboardInterrupt:
+        return 130
     _show(console, figures)
     if order.json_path is not None:
         with open(order.json_path, "wb") as file:

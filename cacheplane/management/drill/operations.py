@@ -51,7 +51,7 @@ STORAGE_PRICES = [Decimal(price) for price in ("0", "0.001", "2.5", "4", "5", "1
 
 @dataclass(kw_only=True)
 class World:
-    """What one worker plays with. The same seed and accounts make the same draws, whatever the clock says."""
+    """What one worker plays with: its accounts, one source of chance, and prices of its own for those of the future."""
 
     name: str
     rng: random.Random

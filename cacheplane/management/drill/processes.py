@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -61,6 +62,10 @@ def team(role: str, arguments: Sequence[dict[str, Any]]) -> Iterator[Team]:
             theirs.close()
             members.append((process, ours))
         yield Team(members)
+    except BaseException:  # whatever ends the block early: nobody waits for what they were at
+        for process, _ in members:
+            process.terminate()
+        raise
     finally:
         for process, pipe in members:
             pipe.close()
@@ -71,6 +76,7 @@ def team(role: str, arguments: Sequence[dict[str, Any]]) -> Iterator[Team]:
 
 
 def _live(role: str, pipe: Connection, database: str, values: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who leads the team ends it
     import django
 
     django.setup()

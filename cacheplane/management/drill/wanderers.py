@@ -1,7 +1,8 @@
 """Payers that do something at random at each step, allowed or not: all that money can do, in any order.
 
-What is drawn follows from the seed alone. A wanderer of the present lives by the clock and goes the short way with
-its calls where that is taken; one of the past or of the future has a clock of its own, which jumps.
+What is drawn follows from the seed, and from what came of it so far. A wanderer of the present lives by the clock and
+goes the short way with its calls where that is taken; one of the past or of the future has a clock of its own, which
+jumps.
 """
 
 from __future__ import annotations
