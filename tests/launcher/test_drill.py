@@ -50,9 +50,13 @@ def test_stopped_in_the_middle_it_leaves_nothing(short_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    wait_for(
-        lambda: len(processes_with("multiprocessing.spawn")) >= 2, seconds=120, what="two processes play"
-    )
+    family = psutil.Process(running.pid)
+
+    def players() -> list[psutil.Process]:
+        children = family.children(recursive=True)
+        return [one for one in children if "multiprocessing.spawn" in " ".join(one.cmdline())]
+
+    wait_for(lambda: len(players()) == 2, seconds=120, what="two processes play")
     running.terminate()
     _, errors = running.communicate(timeout=60)
     assert (running.returncode, errors.decode()) == (130, "")
