@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -64,8 +64,8 @@ class Read:
 class LockedAccount:
     """A locked row of BillingAccount, good until the transaction ends or an operation on it raises.
 
-    `locked_at` is the database's clock just after the lock was there: use it as `at`. `cut` gathers the storage
-    that ended for want of money under this lock.
+    `locked_at` is the organization's clock just after the lock was there: use it as `at`. `machine_at` is the
+    database's own, for leases and the like. `cut` gathers the storage that ended for want of money under this lock.
     """
 
     organization_id: str
@@ -74,11 +74,24 @@ class LockedAccount:
     committed_until: datetime | None
     exhaust_at: datetime | None
     locked_at: datetime
+    clock_offset: timedelta
     cut: list[CutStorage] = field(default_factory=list)
     read_ahead: Read | None = None
 
+    @property
+    def machine_at(self) -> datetime:
+        return self.locked_at - self.clock_offset
+
     def is_exhausted_at(self, at: datetime) -> bool:
         return self.exhaust_at is not None and self.exhaust_at <= at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voucher:
+    """What is left of the vouchers that expire at one instant; None: never."""
+
+    amount: Decimal
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +99,8 @@ class Balance:
     """`cash` and `voucher` are what is posted (expired vouchers left out); available = both − held − owed.
 
     `exhaust_at` is the first minute of storage that cannot be paid as things stand; None: all can.
+    `storage_per_minute` is what all that is stored now costs a minute at the prices of now. `vouchers` come in the
+    order in which they pay.
     """
 
     currency: str
@@ -95,6 +110,16 @@ class Balance:
     owed: Decimal
     available: Decimal
     exhaust_at: datetime | None
+    storage_per_minute: Decimal
+    vouchers: tuple[Voucher, ...]
+
+    @property
+    def runway_seconds(self) -> int | None:
+        """How long what is available pays for what is stored now, were it never ended; None: nothing is stored."""
+        if self.storage_per_minute == ZERO:
+            return None
+        seconds = money.to_nanos(self.available) * 60 // money.to_nanos(self.storage_per_minute)
+        return max(0, seconds)
 
 
 # --- Opening and locking --------------------------------------------------------------------------------------
@@ -122,7 +147,7 @@ FROM billing_ledgeraccount p LEFT JOIN billing_hold h ON h.purse_id = p.id AND h
 WHERE p.organization_id = %s ORDER BY p.kind = 'cash', p.expires_at
 """
 LOCK = f"""
-SELECT currency, storage_commitment, committed_until, exhaust_at FROM billing_billingaccount
+SELECT currency, storage_commitment, committed_until, exhaust_at, clock_offset FROM billing_billingaccount
 WHERE organization_id = %s FOR UPDATE;
 {PURSES}
 """
@@ -144,7 +169,7 @@ def lock(organization_id: str, *, reference: uuid.UUID | None = None) -> LockedA
         purse_rows = cursor.fetchall()
     if row is None:
         raise AccountNotFound(f"Organization {organization_id} has no billing account.")
-    currency, commitment, committed_until, exhaust_at = row
+    currency, commitment, committed_until, exhaust_at, clock_offset = row
     if len(_currencies) >= CURRENCIES_MAX:
         _currencies.clear()
     _currencies[organization_id] = currency
@@ -154,9 +179,24 @@ def lock(organization_id: str, *, reference: uuid.UUID | None = None) -> LockedA
         storage_commitment=commitment,
         committed_until=committed_until,
         exhaust_at=exhaust_at,
-        locked_at=purse_rows[0][0],
+        locked_at=purse_rows[0][0] + clock_offset,
+        clock_offset=clock_offset,
         read_ahead=_as_read(purse_rows, reference),
     )
+
+
+def advance_clock(account: LockedAccount, *, to: datetime) -> None:
+    """Set the organization's clock forward to `to`; the database refuses it for all but sandboxes.
+
+    What fell due in between is the caller's to write down, in order, before or after, in the same transaction.
+    """
+    account.clock_offset += to - account.locked_at
+    account.locked_at = to
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE billing_billingaccount SET clock_offset = make_interval(secs => %s) WHERE organization_id = %s",
+            [account.clock_offset.total_seconds(), account.organization_id],
+        )
 
 
 CURRENCIES_MAX = 100_000
@@ -240,7 +280,11 @@ def require(account: LockedAccount, of: Sequence[Purse], amount: Decimal, *, at:
 
 
 def open_spans(account: LockedAccount) -> list[StoredSpan]:
-    return segments.spans(segments.open_rows(account.organization_id), currency=account.currency)
+    return segments.spans(
+        segments.open_rows(account.organization_id),
+        organization_id=account.organization_id,
+        currency=account.currency,
+    )
 
 
 # --- When money runs out --------------------------------------------------------------------------------------
@@ -308,7 +352,11 @@ def balance(organization_id: str, at: datetime) -> Balance:
         raise AccountNotFound(f"Organization {organization_id} has no billing account.")
     currency, exhaust_at, purse_rows, segment_rows = row
     of = [_purse(*values) for values in _json(purse_rows)]
-    spans = segments.spans([_segment(*values) for values in _json(segment_rows)], currency=currency)
+    spans = segments.spans(
+        [_segment(*values) for values in _json(segment_rows)],
+        organization_id=organization_id,
+        currency=currency,
+    )
     if exhaust_at is not None and exhaust_at <= at:
         spans = [replace(span, ends_at=min(span.ends_at, exhaust_at)) for span in spans]
     position = rating.position(spans, funds(of), at=at)
@@ -321,6 +369,12 @@ def balance(organization_id: str, at: datetime) -> Balance:
         owed=position.owed,
         available=position.available,
         exhaust_at=exhaust_at,
+        storage_per_minute=rating.per_minute(spans, at=at),
+        vouchers=tuple(
+            Voucher(amount=purse.posted, expires_at=purse.expires_at)
+            for purse in sorted(valid, key=lambda purse: (purse.expires_at is None, purse.expires_at or at))
+            if purse.kind == AccountKind.VOUCHER and purse.posted > ZERO
+        ),
     )
 
 

@@ -62,10 +62,13 @@ class Recharged:
 # --- Quotes ---------------------------------------------------------------------------------------------------
 
 
-def creation_quote(*, model: str, tokens: int, currency: str, at: datetime) -> CreationQuote:
-    """What making and keeping `tokens` costs at the prices in force at `at`; `model` is a family. Raises NoPrice."""
-    creation = price_book.price_at(meter=Meter.CREATION, model=model, currency=currency, at=at)
-    kept = price_book.price_at(meter=Meter.STORAGE, model=model, currency=currency, at=at)
+def creation_quote(
+    *, organization_id: str, model: str, tokens: int, currency: str, at: datetime
+) -> CreationQuote:
+    """What making and keeping `tokens` costs it at the prices of `at`; `model` is a family. Raises NoPrice."""
+    of: dict[str, str] = {"organization_id": organization_id, "model": model, "currency": currency}
+    creation = price_book.price_at(meter=Meter.CREATION, at=at, **of)
+    kept = price_book.price_at(meter=Meter.STORAGE, at=at, **of)
     fee = rating.amount(tokens, creation.unit_price)
     minute = rating.amount(tokens, kept.unit_price)
     return CreationQuote(
@@ -74,11 +77,18 @@ def creation_quote(*, model: str, tokens: int, currency: str, at: datetime) -> C
 
 
 def call_quote(
-    *, model: str, currency: str, prompt_tokens: int, completion_tokens: int, at: datetime
+    *,
+    organization_id: str,
+    model: str,
+    currency: str,
+    prompt_tokens: int,
+    completion_tokens: int,
+    at: datetime,
 ) -> Decimal:
-    """What the tokens of a call cost; give the prompt tokens that are not cached. Raises NoPrice."""
-    prompt = price_book.price_at(meter=Meter.PROMPT, model=model, currency=currency, at=at)
-    completion = price_book.price_at(meter=Meter.COMPLETION, model=model, currency=currency, at=at)
+    """What the tokens of a call cost it; give the prompt tokens that are not cached. Raises NoPrice."""
+    of: dict[str, str] = {"organization_id": organization_id, "model": model, "currency": currency}
+    prompt = price_book.price_at(meter=Meter.PROMPT, at=at, **of)
+    completion = price_book.price_at(meter=Meter.COMPLETION, at=at, **of)
     return money.add(
         rating.amount(prompt_tokens, prompt.unit_price),
         rating.amount(completion_tokens, completion.unit_price),
@@ -86,18 +96,28 @@ def call_quote(
 
 
 def cached_call_quote(
-    *, model: str, family: str, currency: str, prompt_tokens: int, completion_tokens: int, at: datetime
+    *,
+    organization_id: str,
+    model: str,
+    family: str,
+    currency: str,
+    prompt_tokens: int,
+    completion_tokens: int,
+    at: datetime,
 ) -> Decimal:
     """The same with the call fee of a cache object of `family`. Raises NoPrice."""
-    fee = price_book.price_at(meter=Meter.CALL, model=family, currency=currency, at=at).unit_price
+    fee = price_book.price_at(
+        organization_id=organization_id, meter=Meter.CALL, model=family, currency=currency, at=at
+    )
     tokens = call_quote(
+        organization_id=organization_id,
         model=model,
         currency=currency,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         at=at,
     )
-    return money.add(fee, tokens)
+    return money.add(fee.unit_price, tokens)
 
 
 def hold_more(
@@ -118,7 +138,11 @@ def hold_more(
     purses, parts = accounts.purses_and_hold(account, hold_reference)
     holds.open_parts(parts, hold_reference)
     price = price_book.price_at(
-        meter=Meter.COMPLETION, model=model, currency=account.currency, at=started_at
+        meter=Meter.COMPLETION,
+        model=model,
+        currency=account.currency,
+        organization_id=account.organization_id,
+        at=started_at,
     ).unit_price
     if price > ZERO:
         available = money.to_nanos(accounts.available(account, purses, at=at))
@@ -165,7 +189,7 @@ def charge_creation(
         api_key_id=api_key_id,
         request_id=request_id,
     )
-    return _settle(account, purses, parts, [_priced(event, currency=account.currency, at=at)], at=at)
+    return _settle(account, purses, parts, [_priced(account, event, at=at)], at=at)
 
 
 def charge_call(
@@ -211,12 +235,18 @@ def charge_call(
         api_key_id=api_key_id,
         request_id=request_id,
     )
-    charges = [_priced(event, currency=account.currency, at=started_at) for event in events]
+    charges = [_priced(account, event, at=started_at) for event in events]
     return _settle(account, purses, parts, charges, at=at)
 
 
-def _priced(event: Event, *, currency: str, at: datetime) -> Charge:
-    price = price_book.price_at(meter=event.meter, model=event.model, currency=currency, at=at)
+def _priced(account: LockedAccount, event: Event, *, at: datetime) -> Charge:
+    price = price_book.price_at(
+        organization_id=account.organization_id,
+        meter=event.meter,
+        model=event.model,
+        currency=account.currency,
+        at=at,
+    )
     return Charge(event=event, price_id=price.price_id, unit_price=price.unit_price)
 
 
@@ -249,6 +279,8 @@ def call_events(
             occurred_at=started_at,
             api_key_id=api_key_id,
             request_id=request_id,
+            cached_tokens=cached_tokens if meter == Meter.CALL else None,
+            called_model=model if meter == Meter.CALL else "",
         )
         for meter, priced, quantity in used
         if quantity > 0

@@ -5,6 +5,7 @@
     ├── InsufficientFunds       less is available than is needed
     ├── NoPrice                 the price book has no price for that instant
     ├── PriceRefused            a published price overlaps, or starts too soon
+    ├── DraftRefused            a draft of new prices, or the month to try it on, cannot be read
     ├── HoldError
     │   ├── HoldNotFound        no hold was placed under that reference
     │   ├── HoldExists          one was placed already
@@ -12,7 +13,12 @@
     ├── SegmentClosed           storage of that subject has ended
     ├── SegmentOpen             the subject is stored already
     ├── IdempotencyConflict     the same key came with other contents
-    └── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
+    ├── ReversalRefused         the entry cannot be undone (undone already, or itself an undoing)
+    ├── StatementRefused        no statement is made for that period
+    ├── InvoiceRefused          the month is not over
+    └── ExportError
+        ├── ExportMoved         somebody else has exported meanwhile
+        └── ExportAhead         the position is of another database than this one: a dump was restored
 
 Each has a `code` (stable, for logs and tests) and a sentence for a person. None knows HTTP.
 """
@@ -52,6 +58,10 @@ class PriceRefused(BillingError):
     code = "price_refused"
 
 
+class DraftRefused(BillingError):
+    code = "draft_refused"
+
+
 class HoldError(BillingError):
     code = "hold_error"
 
@@ -82,3 +92,23 @@ class IdempotencyConflict(BillingError):
 
 class ReversalRefused(BillingError):
     code = "reversal_refused"
+
+
+class StatementRefused(BillingError):
+    code = "statement_refused"
+
+
+class InvoiceRefused(BillingError):
+    code = "invoice_refused"
+
+
+class ExportError(BillingError):
+    code = "export_error"
+
+
+class ExportMoved(ExportError):
+    code = "export_moved"
+
+
+class ExportAhead(ExportError):
+    code = "export_ahead"

@@ -249,6 +249,8 @@ class Journal:
                 "end_minute": end,
                 "api_key_id": event.api_key_id,
                 "request_id": event.request_id,
+                "cached_tokens": event.cached_tokens,
+                "called_model": event.called_model,
             }
         )
 
@@ -285,6 +287,22 @@ class Journal:
         ]
 
 
+CASH_RECHARGED = """
+SELECT coalesce(sum(e.amount), 0) FROM billing_ledgerentry e
+JOIN billing_ledgeraccount p ON p.id = e.purse_id AND p.kind = 'cash'
+WHERE e.organization_id = %s AND e.kind = 'recharge'
+AND NOT EXISTS (SELECT FROM billing_ledgerentry r WHERE r.reverses_id = e.id)
+"""
+
+
+def cash_recharged(organization_id: str) -> Decimal:
+    """All that was ever paid in as cash, less the recharges that were reversed."""
+    with connection.cursor() as cursor:
+        cursor.execute(CASH_RECHARGED, [organization_id])
+        [total] = cursor.fetchone()
+    return money.exact(total)
+
+
 def as_json(rows: Sequence[Row]) -> str:
     """Rows as one parameter, so that a statement's text, and what is cached for it, is the same for any number.
 
@@ -301,7 +319,7 @@ def insert(table: str, columns: str) -> str:
 INSERT_EVENTS = insert(
     "billing_meterevent",
     "id, organization_id, meter, source, source_key, subject, model, quantity, unit, occurred_at,"
-    " first_minute, end_minute, api_key_id, request_id",
+    " first_minute, end_minute, api_key_id, request_id, cached_tokens, called_model",
 )
 INSERT_ENTRIES = insert(
     "billing_ledgerentry",

@@ -28,7 +28,10 @@ def new_event_id() -> uuid.UUID:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One fact, to be written by `ledger.Journal` together with what it costs."""
+    """One fact, to be written by `ledger.Journal` together with what it costs.
+
+    `cached_tokens` and `called_model` are told of a call on a cache object alone: what it spared, and on which model.
+    """
 
     meter: str
     source_key: str
@@ -39,6 +42,8 @@ class Event:
     minutes: tuple[int, int] | None = None
     api_key_id: str = ""
     request_id: str = ""
+    cached_tokens: int | None = None
+    called_model: str = ""
     id: uuid.UUID = field(default_factory=new_event_id)
 
     @property

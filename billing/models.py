@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from decimal import Decimal
 from typing import ClassVar
 
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models.functions import Abs, Now
+
+from billing import chain
+from billing.chain import ChainedEntry
 
 SYSTEM_NAMESPACE = uuid.UUID("5f0c0d3a-9d2b-5f0e-8f0a-1d1f6f1d6b10")
 """System accounts have ids made from their name, so that posting needs no look-up."""
@@ -74,11 +78,16 @@ class BillingAccount(models.Model):
     exhaust_at = models.DateTimeField(
         null=True, blank=True, help_text="The first minute of storage that cannot be paid; empty: all can."
     )
+    clock_offset = models.DurationField(
+        default=timedelta(),
+        help_text="How far its clock is ahead of the database's. Only a sandbox's ever is, and it only grows.",
+    )
     created_at = models.DateTimeField()
 
     class Meta:
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(storage_commitment__gte=0), name="commitment_not_negative"),
+            models.CheckConstraint(condition=Q(clock_offset__gte=timedelta()), name="clock_never_behind"),
         ]
 
     def __str__(self) -> str:
@@ -160,11 +169,34 @@ class MeterEvent(models.Model):
     )
     api_key_id = models.CharField(max_length=64, blank=True)
     request_id = models.CharField(max_length=64, blank=True)
+    cached_tokens = models.BigIntegerField(
+        null=True, blank=True, help_text="Call on a cache object: prompt tokens that were taken from it."
+    )
+    called_model = models.CharField(
+        max_length=128,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Call on a cache object: the model that answered.",
+    )
     recorded_at = models.DateTimeField(db_default=Now())
+    recorded_xid = models.BigIntegerField(
+        db_default=models.Func(
+            template="(pg_current_xact_id()::text::bigint)", output_field=models.BigIntegerField()
+        ),
+        editable=False,
+        help_text="The transaction that wrote it, so that exports know what can no longer come before it.",
+    )
 
     class Meta:
         indexes: ClassVar = [
             models.Index(fields=["organization", "occurred_at"], name="events_of_organization"),
+            models.Index(
+                fields=["organization", "occurred_at"],
+                condition=Q(meter="creation"),
+                name="creations_of_organization",
+            ),
+            models.Index(fields=["recorded_xid", "id"], name="events_as_exported"),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["source", "source_key"], name="one_event_per_source_key"),
@@ -173,6 +205,10 @@ class MeterEvent(models.Model):
                 condition=Q(meter="storage", first_minute__gte=0, end_minute__gt=F("first_minute"))
                 | (~Q(meter="storage") & Q(first_minute__isnull=True, end_minute__isnull=True)),
                 name="storage_events_have_minutes",
+            ),
+            models.CheckConstraint(
+                condition=Q(cached_tokens__isnull=True) | Q(meter="call", cached_tokens__gte=0),
+                name="calls_tell_cached_tokens",
             ),
         ]
 
@@ -190,6 +226,10 @@ class EntryKind(models.TextChoices):
     REVERSAL = "reversal", "Reversal"
     LAPSE = "lapse", "Voucher lapsed"
     WAIVER = "waiver", "Waived: used, but not covered"
+
+
+ENTRY_ORDER = Abs("id")
+"""What pages of entries are ordered by: the id, which is never negative."""
 
 
 class LedgerEntry(models.Model):
@@ -243,11 +283,23 @@ class LedgerEntry(models.Model):
     operator = models.CharField(max_length=150, blank=True)
     request_id = models.CharField(max_length=64, blank=True)
     created_at = models.DateTimeField()
+    chain = models.BinaryField(null=True, max_length=32)
+    """The head of the purse's hash chain after this entry; made by the database as the row comes in."""
 
     class Meta:
         verbose_name_plural = "ledger entries"
         indexes: ClassVar = [
-            models.Index(fields=["organization", "-id"], name="entries_of_organization"),
+            # In an expression that the primary key has not, so that no page is read from the key instead, past the
+            # entries of everybody else.
+            models.Index(F("organization"), ENTRY_ORDER.desc(), name="entries_of_organization"),
+            models.Index(
+                fields=["organization", "created_at"],
+                condition=Q(purse__isnull=True),
+                name="waivers_of_organization",
+            ),
+            models.Index(
+                fields=["organization"], condition=Q(kind="recharge"), name="recharges_of_organization"
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(amount__gt=0), name="entry_moves_something"),
@@ -280,6 +332,11 @@ class LedgerEntry(models.Model):
                 condition=~Q(kind="recharge") | (~Q(reason="") & ~Q(operator="")),
                 name="recharge_says_who_and_why",
             ),
+            models.CheckConstraint(
+                condition=Q(purse__isnull=True, chain__isnull=True)
+                | Q(purse__isnull=False, chain__isnull=False),
+                name="entry_of_a_purse_is_chained",
+            ),
             models.UniqueConstraint(fields=["idempotency_key"], name="one_entry_per_idempotency_key"),
             models.UniqueConstraint(fields=["purse", "purse_sequence"], name="one_entry_per_sequence"),
             models.UniqueConstraint(
@@ -289,6 +346,35 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.amount} {self.currency}"
+
+    @property
+    def chained(self) -> ChainedEntry:
+        """What of an entry of a purse is in the purse's chain."""
+        assert self.purse_sequence is not None and self.balance_after is not None
+        return ChainedEntry(
+            id=self.pk,
+            organization=self.organization_id,
+            currency=self.currency,
+            purse=str(self.purse_id),
+            sequence=self.purse_sequence,
+            kind=self.kind,
+            change=self.amount if self.credit_id == self.purse_id else -self.amount,
+            balance_after=self.balance_after,
+            event=None if self.meter_event_id is None else str(self.meter_event_id),
+            quantity=self.quantity,
+            unit_price=self.unit_price,
+            reverses=self.reverses_id,
+            reason=self.reason,
+            request_id=self.request_id,
+            created_at=self.created_at,
+            sealed=chain.sealed(
+                debit=str(self.debit_id),
+                credit=str(self.credit_id),
+                idempotency_key=self.idempotency_key,
+                price=self.price_id,
+                operator=self.operator,
+            ),
+        )
 
 
 class Hold(models.Model):
@@ -338,21 +424,27 @@ class Hold(models.Model):
 
 
 class PricedItem(models.Model):
-    """What has a price: a meter, for a model or a family of models, in one currency."""
+    """What has a price: a meter, for a model or a family of models, in one currency, for one tier or for all.
+
+    A price for the account's tier wins over the one for all.
+    """
 
     meter = models.CharField(max_length=12, choices=Meter)
     model = models.CharField(max_length=128, help_text="A model's name, or a family's.")
     currency = models.CharField(max_length=3, choices=CURRENCIES, default="CNY")
+    tier = models.CharField(
+        max_length=32, blank=True, default="", help_text="A tier's name. Empty: for all tiers."
+    )
 
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(
-                fields=["meter", "model", "currency"], name="one_item_per_meter_and_model"
+                fields=["meter", "model", "currency", "tier"], name="one_item_per_meter_model_and_tier"
             ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.meter} {self.model} {self.currency}"
+        return " ".join(filter(None, [self.meter, self.model, self.currency, self.tier]))
 
 
 class Price(models.Model):
@@ -382,6 +474,37 @@ class Price(models.Model):
         return f"{self.priced_item} {self.per_million}"
 
 
+class AccountPriceTier(models.Model):
+    """The tier whose prices an account pays, from one instant to the next. Written by `price_tiers` alone.
+
+    Two never overlap. What has begun is only ended; what is planned may be taken back. Where there is no row, the
+    prices for all tiers hold.
+    """
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="price_tiers", db_index=False
+    )
+    tier = models.CharField(max_length=32)
+    valid_from = models.DateTimeField()
+    valid_to = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "valid_from"], name="price_tiers_of_organization"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(condition=~Q(tier=""), name="price_tier_is_named"),
+            models.CheckConstraint(
+                condition=Q(valid_to__isnull=True) | Q(valid_to__gt=F("valid_from")),
+                name="price_tier_ends_after_start",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} {self.tier} from {self.valid_from}"
+
+
 class StorageSegment(models.Model):
     """A span in which a subject is stored and billed, minute by minute from `started_at`. Written by `storage`."""
 
@@ -399,6 +522,8 @@ class StorageSegment(models.Model):
     class Meta:
         indexes: ClassVar = [
             models.Index(fields=["organization"], condition=Q(closed_at__isnull=True), name="open_segments"),
+            models.Index(fields=["subject"], name="segments_of_subject"),
+            models.Index(fields=["organization", "closed_at"], name="segments_of_organization"),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(
@@ -441,3 +566,82 @@ class StorageLine(models.Model):
 
     def __str__(self) -> str:
         return f"{self.segment_id} [{self.first_minute}, {self.end_minute})"
+
+
+class Invoice(models.Model):
+    """What an organization spent in one month, to fen. Written by `invoicing`, once; never changed.
+
+    `amount` is the rounded sum of all spending up to the month's end, less that of the invoice before: so all invoices
+    together are what the ledger says, rounded once. `heads` are the purses' hash chains at the month's end.
+    """
+
+    organization = models.ForeignKey(
+        "access.Organization", on_delete=models.PROTECT, related_name="invoices", db_index=False
+    )
+    month = models.DateField(help_text="Its first day.")
+    number = models.IntegerField(help_text="Counts the organization's invoices from 1, without a gap.")
+    currency = models.CharField(max_length=3, choices=CURRENCIES)
+    spent = money_field(help_text="Exact, since the invoice before.")
+    spent_to_date = money_field(help_text="Exact, since the first entry.")
+    amount = models.DecimalField(max_digits=17, decimal_places=2)
+    heads = models.JSONField()
+    made_at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["organization", "month"], name="one_invoice_per_month"),
+            models.UniqueConstraint(fields=["organization", "number"], name="one_invoice_per_number"),
+            models.CheckConstraint(condition=Q(month__day=1), name="invoice_is_of_a_month"),
+            models.CheckConstraint(
+                condition=Q(number__gt=0, spent_to_date__gte=0), name="invoice_counts_from_one"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} {self.month:%Y-%m}"
+
+
+class ExportPosition(models.Model):
+    """How far a sink has got with the meter events, and with its file. Written by `exports` alone."""
+
+    sink = models.CharField(primary_key=True, max_length=500, help_text="Where the events go: a URL.")
+    recorded_xid = models.BigIntegerField(default=0)
+    event_id = models.UUIDField(default=uuid.UUID(int=0), help_text="The last event that went there.")
+    not_before = models.DateTimeField(
+        null=True, blank=True, help_text="What was recorded before has gone there under other numbers."
+    )
+    exported = models.BigIntegerField(default=0)
+    moved_at = models.DateTimeField(null=True, blank=True)
+    file_name = models.CharField(max_length=64, blank=True)
+    file_bytes = models.BigIntegerField(
+        default=0, help_text="What lies behind was written and never committed."
+    )
+    failures = models.PositiveIntegerField(default=0, help_text="Since the last success.")
+    failure = models.CharField(max_length=200, blank=True)
+    retry_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.sink
+
+
+class ExportTally(models.Model):
+    """What has gone to a sink, by meter and hour of use. Written with the position, in one transaction."""
+
+    position = models.ForeignKey(ExportPosition, on_delete=models.CASCADE, related_name="tallies")
+    meter = models.CharField(max_length=12, choices=Meter)
+    hour = models.DateTimeField()
+    currency = models.CharField(max_length=3, choices=CURRENCIES)
+    events = models.BigIntegerField()
+    quantity = models.DecimalField(max_digits=38, decimal_places=0)
+    amount = models.DecimalField(max_digits=38, decimal_places=9)
+
+    class Meta:
+        verbose_name_plural = "export tallies"
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["position", "meter", "hour", "currency"], name="one_tally_per_meter_and_hour"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.meter} {self.hour}"

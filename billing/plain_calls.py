@@ -100,6 +100,8 @@ def charges(organization_id: str, events: Sequence[Event], *, started_at: dateti
                 "occurred_at": event.occurred_at.isoformat(),
                 "api_key_id": event.api_key_id,
                 "request_id": event.request_id,
+                "cached_tokens": event.cached_tokens,
+                "called_model": event.called_model,
                 "amount": str(charge.amount),
                 "price_id": price.price_id,
                 "unit_price": str(price.unit_price),

@@ -34,6 +34,26 @@ class PricePiece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatedPrice:
+    """A row of the price book, for one tier or ("") for all: in force from `valid_from` on, before `valid_to`."""
+
+    price_id: int
+    tier: str
+    per_million: Decimal
+    valid_from: datetime
+    valid_to: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierSpan:
+    """An account pays the prices of `tier` from `valid_from` on, before `valid_to`; None: for good."""
+
+    tier: str
+    valid_from: datetime
+    valid_to: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSpan:
     """What rating must know of a segment: minutes before `billed_minutes` are posted, the rest is still owed.
 
@@ -77,6 +97,57 @@ class Position:
 
 def amount(quantity: int, unit_price: Decimal) -> Decimal:
     return money.multiply(quantity, unit_price)
+
+
+# --- Which price ----------------------------------------------------------------------------------------------
+
+
+def is_in_force(dated: DatedPrice | TierSpan, at: datetime) -> bool:
+    return dated.valid_from <= at and (dated.valid_to is None or at < dated.valid_to)
+
+
+def tier_at(tiers: Iterable[TierSpan], at: datetime) -> str:
+    """ "" where no tier's own prices are paid."""
+    return next((span.tier for span in tiers if is_in_force(span, at)), "")
+
+
+def price_for(prices: Iterable[DatedPrice], *, tier: str, at: datetime) -> DatedPrice | None:
+    """The price of this tier if it has one in force at `at`, else the one for all tiers."""
+    found = {price.tier: price for price in prices if is_in_force(price, at)}
+    return found.get(tier) or found.get("")
+
+
+def price_pieces(
+    prices: Sequence[DatedPrice],
+    tiers: Sequence[TierSpan],
+    *,
+    first: datetime,
+    last: datetime,
+    of: str,
+) -> tuple[PricePiece, ...]:
+    """The prices in force from `first` to `last`, both included, in order. Raises NoPrice, `of` what, at a gap.
+
+    A piece ends where the tier changes, also when the price does not: so every line of storage is of one tier, and
+    what it would cost by another price list can be told exactly.
+    """
+    pieces: list[PricePiece] = []
+    before: tuple[str, int] | None = None
+    for at in _edges([*prices, *tiers], first=first, last=last):
+        tier = tier_at(tiers, at)
+        price = price_for(prices, tier=tier, at=at)
+        if price is None:
+            raise NoPrice(f"No {of} is in force at {at.isoformat()}.")
+        if (tier, price.price_id) != before:
+            before = (tier, price.price_id)
+            unit_price = money.unit_price(price.per_million)
+            pieces.append(PricePiece(price_id=price.price_id, valid_from=at, unit_price=unit_price))
+    return tuple(pieces)
+
+
+def _edges(dated: Iterable[DatedPrice | TierSpan], *, first: datetime, last: datetime) -> list[datetime]:
+    """`first`, and each later instant up to `last` at which one of these begins or ends, in order."""
+    instants = {instant for one in dated for instant in (one.valid_from, one.valid_to) if instant is not None}
+    return sorted({first} | {instant for instant in instants if first < instant <= last})
 
 
 # --- Minutes --------------------------------------------------------------------------------------------------
@@ -139,6 +210,18 @@ def _pieces(span: StoredSpan, first_minute: int, end_minute: int) -> list[tuple[
     return [(piece, lo, hi) for piece, lo, hi in clipped if lo < hi]
 
 
+def first_beyond(span: StoredSpan, *, first_minute: int, end_minute: int, allowance: Decimal) -> int | None:
+    """The first of minutes [first_minute, end_minute) that an allowance, paying them in order, cannot pay any more;
+    None: it pays them all."""
+    left = money.to_nanos(allowance)
+    for piece, lo, hi in _pieces(span, first_minute, end_minute):
+        rate = span.tokens * money.to_nanos(piece.unit_price)
+        if rate and left < rate * (hi - lo):
+            return lo + max(0, left) // rate
+        left -= rate * (hi - lo)
+    return None
+
+
 # --- What is owed, and when money runs out --------------------------------------------------------------------
 
 
@@ -183,6 +266,20 @@ def owed(spans: Iterable[StoredSpan], *, at: datetime) -> Decimal:
     """What the unbilled minutes that have started by `at` cost."""
     instant = _microseconds(at)
     return money.from_nanos(sum(track.cost_up_to(instant) for track in map(_Track, spans)))
+
+
+def per_minute(spans: Iterable[StoredSpan], *, at: datetime) -> Decimal:
+    """What the spans that are stored at `at` cost a minute, at the prices in force then."""
+    return money.total(
+        amount(span.tokens, _in_force(span, at=at).unit_price)
+        for span in spans
+        if span.started_at <= at < span.ends_at
+    )
+
+
+def _in_force(span: StoredSpan, *, at: datetime) -> PricePiece:
+    """The first piece where the minute of `at` is posted already, and its price forgotten."""
+    return next((piece for piece in reversed(span.prices) if piece.valid_from <= at), span.prices[0])
 
 
 def position(spans: Sequence[StoredSpan], funds: Sequence[Fund], *, at: datetime) -> Position:

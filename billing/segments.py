@@ -32,10 +32,10 @@ def open_rows(organization_id: str) -> list[StorageSegment]:
     )
 
 
-def spans(rows: Sequence[Row], *, currency: str) -> list[StoredSpan]:
-    """One span per row, in the rows' order. Raises NoPrice."""
+def spans(rows: Sequence[Row], *, organization_id: str, currency: str) -> list[StoredSpan]:
+    """One span per row, all of one organization, in the rows' order. Raises NoPrice."""
     prices = {
-        model: _prices(model, [row for row in rows if row.model == model], currency)
+        model: _prices(organization_id, model, [row for row in rows if row.model == model], currency)
         for model in {row.model for row in rows}
     }
     return [span(row, prices[row.model]) for row in rows]
@@ -51,17 +51,25 @@ def span(row: Row, prices: tuple[PricePiece, ...]) -> StoredSpan:
     )
 
 
-def _prices(model: str, rows: Sequence[Row], currency: str) -> tuple[PricePiece, ...]:
+def _prices(organization_id: str, model: str, rows: Sequence[Row], currency: str) -> tuple[PricePiece, ...]:
     first = min(first_unbilled_start(row) for row in rows)
-    return prices_over(model, currency, first=first, last=max(row.ends_at for row in rows))
+    last = max(row.ends_at for row in rows)
+    return prices_over(organization_id, model, currency, first=first, last=last)
 
 
 def first_unbilled_start(row: Row) -> datetime:
     return rating.minute_start(started_at=row.started_at, minute=row.billed_minutes)
 
 
-def prices_over(model: str, currency: str, *, first: datetime, last: datetime) -> tuple[PricePiece, ...]:
+def prices_over(
+    organization_id: str, model: str, currency: str, *, first: datetime, last: datetime
+) -> tuple[PricePiece, ...]:
     """A segment that is billed to its end may have its next minute after it: then one instant is enough."""
     return price_book.prices_between(
-        meter=Meter.STORAGE, model=model, currency=currency, first=first, last=max(first, last)
+        organization_id=organization_id,
+        meter=Meter.STORAGE,
+        model=model,
+        currency=currency,
+        first=first,
+        last=max(first, last),
     )

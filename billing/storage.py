@@ -13,7 +13,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, clock, ledger, money, price_book, rating, segments
+from billing import accounts, ledger, money, price_book, rating, segments
 from billing.accounts import CutStorage, LockedAccount
 from billing.errors import InsufficientFunds, SegmentClosed, SegmentOpen
 from billing.ledger import Budget, Charge, Journal, Purse, Row
@@ -55,7 +55,7 @@ def open_segment(
     )
     purses = accounts.purses(account)
     price_book.wait_for_announcements()
-    [span] = segments.spans([row], currency=account.currency)
+    [span] = _spans(account, [row])
     spans = [*accounts.open_spans(account), span]
     available = rating.position(spans, accounts.funds(purses), at=at).available
     if available < ZERO:
@@ -85,7 +85,11 @@ def extend(
         raise SegmentClosed(f"The storage of {row.subject} has ended.")
     ends_at = max(ends_at, at, row.started_at + MICROSECOND)
     prices = segments.prices_over(
-        row.model, account.currency, first=segments.first_unbilled_start(row), last=max(row.ends_at, ends_at)
+        account.organization_id,
+        row.model,
+        account.currency,
+        first=segments.first_unbilled_start(row),
+        last=max(row.ends_at, ends_at),
     )
     before = segments.span(row, prices)
     after = replace(before, ends_at=ends_at)
@@ -127,7 +131,7 @@ def cut_exhausted(account: LockedAccount, *, at: datetime) -> list[CutStorage]:
         return []
     rows = segments.open_rows(account.organization_id)
     purses = accounts.purses(account)
-    exhaust_at = rating.exhausts_at(segments.spans(rows, currency=account.currency), accounts.funds(purses))
+    exhaust_at = rating.exhausts_at(_spans(account, rows), accounts.funds(purses))
     if exhaust_at is None or exhaust_at > at:
         _restate_from_rows(account, purses, rows)
         return []
@@ -145,7 +149,7 @@ def _close_rows(
 ) -> None:
     """Post the rows' last minutes up to their ends, and close them. The rows are changed in place."""
     rows = [row for row, _ in ends]
-    spans = segments.spans(rows, currency=account.currency)
+    spans = _spans(account, rows)
     commitment = money.subtract(account.storage_commitment, rating.commitment(spans))
     dues = []
     for (row, end), span in zip(ends, spans, strict=True):
@@ -175,7 +179,7 @@ def settle(account: LockedAccount, *, at: datetime) -> None:
     if account.is_exhausted_at(at):
         cut_exhausted(account, at=at)
         rows = []
-    spans = segments.spans(rows, currency=account.currency)
+    spans = _spans(account, rows)
     dues = [
         _Due(row=row, span=span, end_minute=_minutes_until(row, at=at))
         for row, span in zip(rows, spans, strict=True)
@@ -211,17 +215,25 @@ def reprice() -> int:
     for organization_id in ids:
         with transaction.atomic():
             account = accounts.lock(organization_id)
-            at = clock.now()
-            cut_exhausted(account, at=at)
-            rows = segments.open_rows(organization_id)
-            _restate_from_rows(account, accounts.purses(account), rows)
+            reprice_account(account, at=account.locked_at)
     return len(ids)
+
+
+def reprice_account(account: LockedAccount, *, at: datetime) -> None:
+    """Make one account's open segments reckon with its prices as they now are."""
+    cut_exhausted(account, at=at)
+    rows = segments.open_rows(account.organization_id)
+    _restate_from_rows(account, accounts.purses(account), rows)
+
+
+def _spans(account: LockedAccount, rows: Sequence[StorageSegment]) -> list[StoredSpan]:
+    return segments.spans(rows, organization_id=account.organization_id, currency=account.currency)
 
 
 def _restate_from_rows(
     account: LockedAccount, purses: Sequence[Purse], rows: Sequence[StorageSegment]
 ) -> None:
-    spans = segments.spans(rows, currency=account.currency)
+    spans = _spans(account, rows)
     accounts.restate(
         account,
         purses,

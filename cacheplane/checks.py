@@ -7,8 +7,12 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, register
 
+from cacheplane.events.usage_sinks import sink_of
+
 ABOVE_ZERO = (
     "CACHE_DEFAULT_TTL_SECONDS",
+    "CACHE_SCHEDULE_LEAD_SECONDS",
+    "CACHE_SCHEDULE_RETRY_SECONDS",
     "CREATE_WAITERS_MAX",
     "TAGS_PER_ORGANIZATION_MAX",
     "PRECOMPUTE_LEASE_SECONDS",
@@ -17,6 +21,7 @@ ABOVE_ZERO = (
     "CALL_TIMEOUT_SECONDS",
     "HOLD_COMPLETION_TOKENS",
     "HOT_PATH_DATABASE_THREADS",
+    "BILLING_EXPORT_BATCH_EVENTS",
 )
 
 
@@ -54,6 +59,17 @@ def settings_are_sensible(**_kwargs: Any) -> list[CheckMessage]:
                 id="cacheplane.E003",
             )
         )
+    if settings.BILLING_EXPORT_URL:
+        try:
+            sink_of(settings.BILLING_EXPORT_URL, token="")
+        except ValueError as error:
+            found.append(
+                Error(
+                    f"BILLING_EXPORT_URL {error}.",
+                    hint="For example file:///srv/usage or https://meter.example.com/api/v1/events.",
+                    id="cacheplane.E005",
+                )
+            )
     for name in ABOVE_ZERO:
         value = getattr(settings, name)
         if value <= 0:

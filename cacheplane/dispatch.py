@@ -19,10 +19,14 @@ SWEEP_PRECOMPUTE = "workers.sweep_precompute"
 REAP_CALLS = "workers.reap_calls"
 SETTLE_STORAGE = "workers.settle_storage"
 AUDIT_LEDGER = "workers.audit_ledger"
+MAKE_INVOICES = "workers.make_invoices"
 DESTROY_ORPHANS = "workers.destroy_orphans"
 DELIVER_WEBHOOKS = "workers.deliver_webhooks"
 WATCH_FOR_WEBHOOKS = "workers.watch_for_webhooks"
 SWEEP_WEBHOOKS = "workers.sweep_webhooks"
+OPEN_SCHEDULED = "workers.open_scheduled"
+KEEP_TO_BUDGETS = "workers.keep_to_budgets"
+EXPORT_USAGE = "workers.export_usage"
 
 ALL = (
     PRECOMPUTE,
@@ -32,10 +36,14 @@ ALL = (
     REAP_CALLS,
     SETTLE_STORAGE,
     AUDIT_LEDGER,
+    MAKE_INVOICES,
     DESTROY_ORPHANS,
     DELIVER_WEBHOOKS,
     WATCH_FOR_WEBHOOKS,
     SWEEP_WEBHOOKS,
+    OPEN_SCHEDULED,
+    KEEP_TO_BUDGETS,
+    EXPORT_USAGE,
 )
 
 log = structlog.get_logger(__name__)

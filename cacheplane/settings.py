@@ -147,6 +147,10 @@ CREATE_WAIT_SECONDS_MAX = env.int("CREATE_WAIT_SECONDS_MAX", default=30)
 """The longest that a creation with `Prefer: wait=…` is kept waiting for its precompute."""
 CREATE_WAITERS_MAX = env.int("CREATE_WAITERS_MAX", default=32)
 """Creations that wait at once in one web process, each on a thread; what comes beyond is answered at once."""
+CACHE_SCHEDULE_LEAD_SECONDS = env.int("CACHE_SCHEDULE_LEAD_SECONDS", default=60)
+"""How long before an opening a scheduled object is computed, beside the time that it took last."""
+CACHE_SCHEDULE_RETRY_SECONDS = env.int("CACHE_SCHEDULE_RETRY_SECONDS", default=600)
+"""How long after an opening was refused, for want of money or room, it is tried again."""
 TAGS_PER_ORGANIZATION_MAX = env.int("TAGS_PER_ORGANIZATION_MAX", default=10_000)
 PRECOMPUTE_LEASE_SECONDS = env.int("PRECOMPUTE_LEASE_SECONDS", default=30)
 PRECOMPUTE_ATTEMPTS_MAX = env.int("PRECOMPUTE_ATTEMPTS_MAX", default=3)
@@ -158,6 +162,15 @@ KV_DISK_RESERVE_BYTES = env.int("KV_DISK_RESERVE_BYTES", default=1 << 30)
 WEBHOOK_ALLOW_PRIVATE_HOSTS = env.bool("WEBHOOK_ALLOW_PRIVATE_HOSTS", default=False)
 """Webhooks may go to private addresses, to any port and by plain http: for intranets and tests. With it on, any caller
 can make this server send requests to its neighbours."""
+
+# --- Exports of usage ----------------------------------------------------------------------------------------
+BILLING_EXPORT_URL = env.str("BILLING_EXPORT_URL", default="")
+"""Where meter events go as CloudEvents: `file:///a/folder`, or an http or https URL. Empty: nowhere."""
+BILLING_EXPORT_TOKEN = env.str("BILLING_EXPORT_TOKEN", default="")
+"""The bearer token that an http sink takes."""
+BILLING_EXPORT_SOURCE = env.str("BILLING_EXPORT_SOURCE", default="") or BASE_URL
+"""The `source` of each event: with its id it names the event for good."""
+BILLING_EXPORT_BATCH_EVENTS = env.int("BILLING_EXPORT_BATCH_EVENTS", default=500)
 
 # --- API -----------------------------------------------------------------------------------------------------
 REQUEST_BODY_BYTES_MAX = env.int("REQUEST_BODY_BYTES_MAX", default=16 << 20)

@@ -7,7 +7,21 @@ from django.urls import path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from rest_framework.renderers import JSONOpenAPIRenderer
 
-from cacheplane.api import caching, estimates, health, models, tags, users, webhooks
+from cacheplane.api import (
+    billing,
+    caching,
+    estimates,
+    health,
+    models,
+    sandbox,
+    savings,
+    statements,
+    tags,
+    transfers,
+    usage,
+    users,
+    webhooks,
+)
 
 handler400 = "cacheplane.api.exceptions.bad_request"
 handler404 = "cacheplane.api.exceptions.page_not_found"
@@ -46,4 +60,13 @@ urlpatterns = [
     path("v1/models/<str:name>", models.ModelDetail.as_view()),
     path("v1/tokenizers/estimate-token-count", models.EstimateTokenCount.as_view()),
     path("v1/users/me/balance", users.Balance.as_view()),
+    path("v1/billing/balance", billing.BillingBalance.as_view()),
+    path("v1/billing/prices", billing.BillingPrices.as_view()),
+    path("v1/billing/transfers", transfers.BillingTransfers.as_view()),
+    path("v1/billing/usage", usage.BillingUsage.as_view()),
+    path("v1/billing/savings", savings.BillingSavings.as_view()),
+    path("v1/billing/statements", statements.BillingStatements.as_view()),
+    path("v1/billing/statements/<str:month>", statements.BillingStatement.as_view()),
+    path("v1/billing/invoices", statements.BillingInvoices.as_view()),
+    path("v1/sandbox/clock", sandbox.SandboxClock.as_view()),
 ]

@@ -277,7 +277,12 @@ class Client:
 
 
 def organization_of(
-    instance: Instance, *, tier: str = "tier5", money: str = "1000", purse: str = "cash"
+    instance: Instance,
+    *,
+    tier: str = "tier5",
+    money: str = "1000",
+    purse: str = "cash",
+    kind: str = "standard",
 ) -> Client:
     """A client of a new organization; the instance's database must be the default connection."""
     from django.db import transaction
@@ -286,7 +291,7 @@ def organization_of(
     from cacheplane.access import organizations
 
     with transaction.atomic():
-        new = organizations.create(name="Test", tier_slug=tier, operator="test")
+        new = organizations.create(name="Test", tier_slug=tier, kind=kind, operator="test")
         if Decimal(money):
             charging.recharge(
                 organization_id=new.organization.id,
@@ -306,8 +311,10 @@ def organization_of(
 def new_caller(instance: Instance, instance_database: None) -> Callable[..., Client]:
     """A client of a new organization: tier5 with ¥1,000 in cash unless it is said otherwise."""
 
-    def make(*, tier: str = "tier5", money: str = "1000", purse: str = "cash") -> Client:
-        return organization_of(instance, tier=tier, money=money, purse=purse)
+    def make(
+        *, tier: str = "tier5", money: str = "1000", purse: str = "cash", kind: str = "standard"
+    ) -> Client:
+        return organization_of(instance, tier=tier, money=money, purse=purse, kind=kind)
 
     return make
 

@@ -4,92 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from django import forms
-from django.contrib import admin, messages
-from django.db import transaction
+from django.contrib import admin
 from django.db.models import Case, F, Model, OuterRef, QuerySet, Subquery, Sum, Value, When
 from django.db.models.functions import Coalesce
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.shortcuts import render
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.decorators import action, display
 
-from billing import accounts, charging, clock, money, price_book, storage
-from billing.admin.forms import CorrectionForm, PriceForm, RechargeForm
-from billing.errors import BillingError
+from billing import accounts, charging, clock, money
+from billing.admin import prices  # noqa: F401  (registers its pages)
+from billing.admin.forms import CorrectionForm, RechargeForm
+from billing.admin.pages import ROWS_PER_PAGE, OfOrganizationAdmin, ReadOnlyAdmin, link
+from billing.charging import Recharged
 from billing.models import (
     BillingAccount,
     Hold,
+    Invoice,
     LedgerAccount,
     LedgerEntry,
-    Meter,
     MeterEvent,
-    Price,
-    PricedItem,
     StorageLine,
     StorageSegment,
 )
-
-ROWS_PER_PAGE = 50
-LINK = '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>'
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    list_per_page = ROWS_PER_PAGE
-    list_filter_submit = True
-    show_full_result_count = False
-    actions = None
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_operate_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
-        """Who may change rows of this table may run its actions, though its forms are read-only to all."""
-        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
-
-    def required(self, object_id: str) -> Any:
-        found = self.model.objects.filter(pk=object_id).first()
-        if found is None:
-            raise Http404(f"No {self.opts.verbose_name} has the id {object_id}")
-        return found
-
-    def act_on_form(
-        self,
-        request: HttpRequest,
-        *,
-        form: forms.Form,
-        title: str,
-        explanation: str,
-        perform: Any,
-        back_to: Any,
-    ) -> HttpResponse:
-        """The form on GET; on POST what it says, or billing's own sentence when that is refused."""
-        back_url = reverse(f"admin:billing_{self.opts.model_name}_change", args=[back_to])
-        if request.method == "POST" and form.is_valid():
-            try:
-                with transaction.atomic():
-                    done = perform(form.cleaned_data)
-            except BillingError as error:
-                form.add_error(None, error.message)
-            else:
-                messages.success(request, done)
-                return HttpResponseRedirect(back_url)
-        context = {"title": title, "explanation": explanation, "form": form, "back_url": back_url}
-        context |= self.admin_site.each_context(request)
-        return render(request, "billing/action_form.html", context)
-
-
-def _link(model: str, query: str, text: str) -> SafeString:
-    return format_html(LINK, f"{reverse(f'admin:billing_{model}_changelist')}?{query}", text)
 
 
 @admin.register(BillingAccount)
@@ -110,6 +48,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
         "available_now",
         "storage_commitment",
         "exhaust_at",
+        "clock_offset",
         "created_at",
         "rows",
     ]
@@ -134,7 +73,7 @@ class BillingAccountAdmin(ReadOnlyAdmin):
         return money.text(obj.held or money.ZERO)
 
     def _now(self, obj: BillingAccount) -> accounts.Balance:
-        return accounts.balance(obj.organization_id, clock.now())
+        return accounts.balance(obj.organization_id, clock.now_of(obj.organization_id))
 
     @display(description="cash")
     def cash_now(self, obj: BillingAccount) -> str:
@@ -160,11 +99,12 @@ class BillingAccountAdmin(ReadOnlyAdmin):
     def rows(self, obj: BillingAccount) -> SafeString:
         of = f"organization_id={obj.organization_id}"
         return format_html(
-            "{} · {} · {} · {}",
-            _link("ledgerentry", of, "entries"),
-            _link("ledgeraccount", of, "purses"),
-            _link("hold", of, "holds"),
-            _link("storagesegment", of, "segments"),
+            "{} · {} · {} · {} · {}",
+            link("ledgerentry", of, "entries"),
+            link("ledgeraccount", of, "purses"),
+            link("hold", of, "holds"),
+            link("storagesegment", of, "segments"),
+            link("invoice", of, "invoices"),
         )
 
     @action(description="Recharge", url_path="recharge", permissions=["operate"], icon="payments")
@@ -172,35 +112,30 @@ class BillingAccountAdmin(ReadOnlyAdmin):
         account = self.required(object_id)
 
         def perform(given: dict[str, Any]) -> str:
-            recharged = charging.recharge(
-                organization_id=account.organization_id,
-                amount=given["amount"],
-                purse=given["purse"],
-                reason=given["reason"],
-                operator=request.user.get_username(),
-                idempotency_key=f"admin:{given['key']}",
-                at=clock.now(),
-                expires_at=given["expires_at"],
-            )
+            recharged = self.put_in(request, account, given)
             return f"{money.text(recharged.entry.amount)} {account.currency} were put in."
 
         return self.act_on_form(
             request,
-            form=RechargeForm(request.POST or None),
+            form=RechargeForm(request.POST or None, at=clock.now_of(account.organization_id)),
             title="Recharge",
             explanation=f"Money for {account.organization} in {account.currency}.",
             perform=perform,
             back_to=account.pk,
         )
 
-
-class OfOrganizationAdmin(ReadOnlyAdmin):
-    """Rows of one organization each."""
-
-    list_select_related = ["organization"]
-
-    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
-        return lookup == "organization_id" or super().lookup_allowed(lookup, value, request)
+    def put_in(self, request: HttpRequest, account: BillingAccount, given: dict[str, Any]) -> Recharged:
+        """What a recharge brings beside the money, who knows of it adds in a class of its own."""
+        return charging.recharge(
+            organization_id=account.organization_id,
+            amount=given["amount"],
+            purse=given["purse"],
+            reason=given["reason"],
+            operator=request.user.get_username(),
+            idempotency_key=f"admin:{given['key']}",
+            at=clock.now_of(account.organization_id),
+            expires_at=given["expires_at"],
+        )
 
 
 @admin.register(LedgerAccount)
@@ -244,6 +179,7 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
     ]
     date_hierarchy = "created_at"
     ordering = ["-id"]
+    readonly_fields = ["chain_in_hex"]
     actions_detail = ["correct"]
 
     @display(description="amount", ordering="amount")
@@ -257,18 +193,16 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
     def subject(self, obj: LedgerEntry) -> str:
         return obj.meter_event.subject if obj.meter_event else ""
 
+    @display(description="chain")
+    def chain_in_hex(self, obj: LedgerEntry) -> str:
+        return bytes(obj.chain).hex() if obj.chain else ""
+
     @action(description="Reverse", url_path="reverse", permissions=["operate"], icon="undo")
     def correct(self, request: HttpRequest, object_id: str) -> HttpResponse:
         entry = self.required(object_id)
 
         def perform(given: dict[str, Any]) -> str:
-            reversal = charging.correct(
-                organization_id=entry.organization_id,
-                entry_id=entry.pk,
-                reason=given["reason"],
-                operator=request.user.get_username(),
-                at=clock.now(),
-            )
+            reversal = self.undo(request, entry, given)
             return f"Entry {entry.pk} is undone by entry {reversal.pk}."
 
         return self.act_on_form(
@@ -280,6 +214,25 @@ class LedgerEntryAdmin(OfOrganizationAdmin):
             back_to=entry.pk,
         )
 
+    def undo(self, request: HttpRequest, entry: LedgerEntry, given: dict[str, Any]) -> LedgerEntry:
+        """As `put_in`: who knows what follows adds it."""
+        return charging.correct(
+            organization_id=entry.organization_id,
+            entry_id=entry.pk,
+            reason=given["reason"],
+            operator=request.user.get_username(),
+            at=clock.now_of(entry.organization_id),
+        )
+
+
+@admin.register(Invoice)
+class InvoiceAdmin(OfOrganizationAdmin):
+    list_display = ["month", "organization", "number", "amount", "currency", "spent", "made_at"]
+    list_filter = ["currency"]
+    search_fields = ["organization__id", "organization__name"]
+    date_hierarchy = "month"
+    ordering = ["-month", "organization"]
+
 
 @admin.register(MeterEvent)
 class MeterEventAdmin(OfOrganizationAdmin):
@@ -290,6 +243,8 @@ class MeterEventAdmin(OfOrganizationAdmin):
         "model",
         "quantity",
         "unit",
+        "cached_tokens",
+        "called_model",
         "subject",
         "api_key_id",
     ]
@@ -353,44 +308,5 @@ class StorageLineAdmin(ReadOnlyAdmin):
     ordering = ["-id"]
 
 
-class AddOnlyAdmin(ReadOnlyAdmin):
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return ModelAdmin.has_add_permission(self, request)
-
-
-@admin.register(PricedItem)
-class PricedItemAdmin(AddOnlyAdmin):
-    list_display = ["meter", "model", "currency"]
-    list_filter = ["meter", "currency"]
-    search_fields = ["model"]
-    ordering = ["meter", "model"]
-
-
-@admin.register(Price)
-class PriceAdmin(AddOnlyAdmin):
-    """A new price is announced for a time to come; what was in force then ends. Nothing else can be done to it."""
-
-    form = PriceForm
-    list_display = ["priced_item", "per_million", "valid_from", "valid_to"]
-    list_filter = ["priced_item__meter", "priced_item__currency", ("valid_to", admin.EmptyFieldListFilter)]
-    list_select_related = ["priced_item"]
-    search_fields = ["priced_item__model"]
-    date_hierarchy = "valid_from"
-    ordering = ["-valid_from", "priced_item"]
-
-    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
-        announced = ["priced_item", "per_million", "valid_from"]
-        return [*announced, "valid_to", "created_at"] if obj else announced
-
-    def save_model(self, request: HttpRequest, obj: Price, form: Any, change: bool) -> None:
-        item = obj.priced_item
-        published = price_book.publish(
-            meter=item.meter,
-            model=item.model,
-            currency=item.currency,
-            per_million=obj.per_million,
-            valid_from=obj.valid_from,
-        )
-        obj.pk = published.pk
-        if item.meter == Meter.STORAGE:
-            transaction.on_commit(storage.reprice)
+# Below, because they are of the same furniture.
+from billing.admin import exports as exports  # noqa: E402

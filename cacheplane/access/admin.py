@@ -8,26 +8,27 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.db.models import Model, QuerySet
-from django.forms import ModelForm
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.decorators import action, display
 
+from billing import money
 from cacheplane.access import (
+    admin_money,  # noqa: F401  (registers its pages)
     admin_operators,  # noqa: F401  (registers its pages)
     api_keys,
     audit,
     gates,
     organizations,
+    tiers,
 )
 from cacheplane.access.admin_actions import (
     GateForm,
     IssueKeyForm,
     NewOrganizationForm,
-    ReasonField,
     ReasonForm,
     RechargeForm,
     RotateKeyForm,
@@ -36,6 +37,8 @@ from cacheplane.access.admin_actions import (
     operator_of,
     show_secret_once,
 )
+from cacheplane.access.admin_pages import AccessAdmin, AuditedAdmin, ReadOnlyAdmin
+from cacheplane.access.admin_tiers import TierOverrideInline
 from cacheplane.access.models import (
     ApiKey,
     AuditEntry,
@@ -47,94 +50,8 @@ from cacheplane.access.models import (
     Organization,
     Project,
     RateState,
-    Tier,
 )
 from cacheplane.access.rate_limits import DEAD_AFTER_SECONDS
-
-ROWS_PER_PAGE = 50
-
-
-class AccessAdmin(ModelAdmin):
-    """Nothing is deleted here: rows that others point at are suspended, revoked or ended instead."""
-
-    list_per_page = ROWS_PER_PAGE
-    list_filter_submit = True
-    actions = None
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_operate_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
-        """Who may change rows of this table may run its actions, also where the form itself is read-only."""
-        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
-
-    def required(self, object_id: str) -> Any:
-        found = self.model.objects.filter(pk=object_id).first()
-        if found is None:
-            raise Http404(f"No {self.opts.verbose_name} has the id {object_id}")
-        return found
-
-    def url_of(self, object_id: Any) -> str:
-        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", args=[object_id])
-
-
-class ReadOnlyAdmin(AccessAdmin):
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-
-class AuditedForm(ModelForm):  # type: ignore[type-arg]
-    reason = ReasonField()
-
-
-class AuditedAdmin(AccessAdmin):
-    """Each save through the form appends what changed, from what, to what, and why."""
-
-    form = AuditedForm
-
-    def save_model(self, request: HttpRequest, obj: Any, form: ModelForm[Any], change: bool) -> None:
-        super().save_model(request, obj, form, change)
-        fields = [name for name in form.changed_data if name != "reason"]
-        audit.record(
-            operator=operator_of(request),
-            action=f"{self.opts.model_name}.{'change' if change else 'add'}",
-            subject=str(obj.pk),
-            organization_id=getattr(obj, "organization_id", None),
-            reason=audit.required_reason(form.cleaned_data["reason"]),
-            detail={
-                name: {"from": _plain(form.initial.get(name)), "to": _plain(form.cleaned_data[name])}
-                for name in fields
-            },
-        )
-
-
-def _plain(value: Any) -> str | int | bool | None:
-    """What an audit entry shows of a field's value; a row by its key."""
-    if isinstance(value, Model):
-        return str(value.pk)
-    return value if value is None or isinstance(value, int) else str(value)
-
-
-@admin.register(Tier)
-class TierAdmin(AuditedAdmin):
-    list_display = [
-        "slug",
-        "recharged_from",
-        "concurrency",
-        "requests_per_minute",
-        "tokens_per_minute",
-        "tokens_per_day",
-        "object_tokens_max",
-        "cached_tokens_max",
-        "ttl_seconds_max",
-    ]
-    search_fields = ["slug"]
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Tier | None = None) -> list[str]:
-        return ["slug"] if obj else []
 
 
 class ProjectInline(TabularInline):
@@ -164,20 +81,23 @@ class FeatureGateEntryInline(TabularInline):
 
 @admin.register(Organization)
 class OrganizationAdmin(AuditedAdmin):
-    list_display = ["id", "name", "tier", "kind", "coloured_state", "calls_now", "created_at"]
-    list_filter = ["tier", "state", "kind", ("created_at", admin.DateFieldListFilter)]
+    list_display = ["id", "name", "tier_now", "kind", "coloured_state", "calls_now", "created_at"]
+    list_filter = ["tier_overrides__tier", "tier", "state", "kind", ("created_at", admin.DateFieldListFilter)]
     search_fields = ["id", "name"]
     list_select_related = ["tier", "rate_state"]
     date_hierarchy = "created_at"
-    fields = ["id", "name", "kind", "tier", "state", "created_at", "billing", "reason"]
-    readonly_fields = ["id", "tier", "state", "created_at", "billing"]
-    inlines = [ProjectInline, FeatureGateEntryInline]
+    fields = [
+        *("id", "name", "kind", "state", "created_at"),
+        *("tier_now", "tier_override", "tier_earned", "recharged", "billing", "reason"),
+    ]
+    readonly_fields = [field for field in fields if field not in ("name", "kind", "reason")]
+    inlines = [ProjectInline, FeatureGateEntryInline, TierOverrideInline]
     actions_list = ["create_organization"]
     actions_detail = [
         "issue_key",
         "open_gate",
         "recharge",
-        {"title": "More", "items": ["close_gate", "set_tier", "suspend", "resume"]},
+        {"title": "More", "items": ["close_gate", "set_tier", "end_tier_override", "suspend", "resume"]},
     ]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -187,6 +107,26 @@ class OrganizationAdmin(AuditedAdmin):
     @display(description="state", ordering="state", label={"active": "success", "suspended": "danger"})
     def coloured_state(self, obj: Organization) -> str:
         return obj.state
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Organization]:
+        return super().get_queryset(request).with_tier_now()
+
+    @display(description="tier now", ordering="tier_now")
+    def tier_now(self, obj: Any) -> str:
+        return obj.tier_now
+
+    @display(description="override")
+    def tier_override(self, obj: Organization) -> str:
+        override = tiers.override_now(obj)
+        return f"{override}: {override.reason}" if override else "-"
+
+    @display(description="tier earned")
+    def tier_earned(self, obj: Organization) -> str:
+        return obj.tier_id
+
+    @display(description="recharged in cash")
+    def recharged(self, obj: Organization) -> str:
+        return money.text(tiers.standing(obj).recharged)
 
     @display(description="calls in flight", ordering="rate_state__in_flight")
     def calls_now(self, obj: Organization) -> int:
@@ -207,7 +147,8 @@ class OrganizationAdmin(AuditedAdmin):
         def perform(data: dict[str, Any]) -> HttpResponse:
             new = organizations.create(
                 name=data["name"],
-                tier_slug=data["tier"].slug,
+                tier_slug=data["tier"].slug if data["tier"] else None,
+                currency=data["currency"],
                 kind=data["kind"],
                 operator=operator_of(request),
             )
@@ -284,15 +225,26 @@ class OrganizationAdmin(AuditedAdmin):
     @action(description="Set the tier", permissions=["operate"], icon="stairs")
     def set_tier(self, request: HttpRequest, object_id: str) -> HttpResponse:
         def perform(data: dict[str, Any]) -> str:
-            organizations.set_tier(
+            given = tiers.override(
                 organization_id=object_id,
                 tier_slug=data["tier"].slug,
+                until=data["until"],
                 reason=data["reason"],
                 operator=operator_of(request),
             )
-            return f"The tier is {data['tier']} now."
+            return f"The tier is {given}."
 
         return self._act(request, object_id, "Set the tier", perform, form_class=TierForm)
+
+    @action(description="End the tier's override", permissions=["operate"], icon="undo")
+    def end_tier_override(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        def perform(data: dict[str, Any]) -> str:
+            organization = tiers.end_override(
+                organization_id=object_id, reason=data["reason"], operator=operator_of(request)
+            )
+            return f"The tier is {organization.tier_id}, as earned."
+
+        return self._act(request, object_id, "End the tier's override", perform)
 
     @action(description="Suspend", permissions=["operate"], icon="block")
     def suspend(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -331,7 +283,7 @@ class OrganizationAdmin(AuditedAdmin):
             form=form_class(request.POST or None),
             perform=perform,
             back_url=self.url_of(object_id),
-            explanation=f"{organization}, {organization.tier_id}, {organization.state}.",
+            explanation=f"{organization}, {tiers.tier_now(organization)}, {organization.state}.",
         )
 
 

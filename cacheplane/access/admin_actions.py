@@ -26,6 +26,7 @@ from cacheplane.access.api_keys import ROTATION_GRACE_SECONDS, IssuedKey
 from cacheplane.access.audit import REASON_CHARS_MAX
 from cacheplane.access.models import FeatureGate, Organization, Project, Tier
 from cacheplane.access.organizations import NAME_CHARS_MAX
+from cacheplane.access.tiers import THRESHOLDS
 from cacheplane.errors import ControlPlaneError
 
 
@@ -113,12 +114,26 @@ class ReasonForm(forms.Form):
 
 class NewOrganizationForm(forms.Form):
     name = forms.CharField(max_length=NAME_CHARS_MAX, widget=UnfoldAdminTextInputWidget())
-    tier = forms.ModelChoiceField(Tier.objects.all(), empty_label=None, widget=UnfoldAdminSelectWidget())
+    tier = forms.ModelChoiceField(
+        Tier.objects.all(),
+        required=False,
+        empty_label="as earned",
+        help_text="One that is given holds whatever it recharges.",
+        widget=UnfoldAdminSelectWidget(),
+    )
+    currency = forms.ChoiceField(
+        choices=[(currency, currency) for currency in THRESHOLDS],
+        help_text="For good: nothing is ever converted.",
+        widget=UnfoldAdminSelectWidget(),
+    )
     kind = forms.ChoiceField(choices=Organization.Kind.choices, widget=UnfoldAdminSelectWidget())
 
 
 class TierForm(forms.Form):
     tier = forms.ModelChoiceField(Tier.objects.all(), empty_label=None, widget=UnfoldAdminSelectWidget())
+    until = FutureInstantField(
+        label="Until (UTC)", help_text="Empty: until it is ended. Then the earned tier holds again."
+    )
     reason = ReasonField()
 
 

@@ -224,14 +224,19 @@ def _checksum(body: str) -> str:
 # The database's clock decides, not this machine's.
 PROVE_SQL = """
 SELECT k.digest, k.revoked_at IS NULL AND coalesce(k.expires_at > clock_timestamp(), true) AS is_live,
-       extract(epoch FROM k.expires_at - clock_timestamp())::float8 AS lives_seconds,
+       extract(epoch FROM least(k.expires_at, v.ends_at) - clock_timestamp())::float8 AS good_for_seconds,
        coalesce(k.last_used_at < clock_timestamp() - interval '1 minute', true) AS use_is_stale,
-       o.id, o.name, o.state, k.project_id,
+       o.id, o.name, o.state, k.project_id, o.kind = 'sandbox' AS is_sandbox,
        t.slug, t.rank, t.concurrency, t.requests_per_minute, t.tokens_per_minute, t.tokens_per_day,
        t.object_tokens_max, t.cached_tokens_max, t.ttl_seconds_max
 FROM access_apikey k
 JOIN access_organization o ON o.id = k.organization_id
-JOIN access_tier t ON t.slug = o.tier_id
+LEFT JOIN LATERAL (
+    SELECT v.tier_id, v.ends_at FROM access_tieroverride v
+    WHERE v.organization_id = o.id AND coalesce(v.ends_at > clock_timestamp(), true)
+    ORDER BY v.id DESC LIMIT 1
+) v ON true
+JOIN access_tier t ON t.slug = coalesce(v.tier_id, o.tier_id)
 WHERE k.id = %s
 """
 # Asked again in the statement: of several processes that see a stale use, one writes.
@@ -258,14 +263,15 @@ def _prove(*, key_id: str, digest: str, cache: CallerCache) -> Caller:
 
 
 def _caller_from(row: tuple[Any, ...], *, key_id: str) -> Caller:
-    organization_id, organization_name, organization_state, project_id = row[4:8]
-    slug, rank, concurrency, requests, tokens, day_tokens, object_tokens, cached_tokens, ttl_seconds = row[8:]
+    organization_id, organization_name, organization_state, project_id, is_sandbox = row[4:9]
+    slug, rank, concurrency, requests, tokens, day_tokens, object_tokens, cached_tokens, ttl_seconds = row[9:]
     return Caller(
         organization_id=organization_id,
         organization_name=organization_name,
         organization_state=organization_state,
         project_id=project_id,
         api_key_id=key_id,
+        is_sandbox=is_sandbox,
         tier=TierLimits(
             slug=slug,
             rank=rank,

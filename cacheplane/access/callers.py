@@ -31,6 +31,8 @@ class Caller:
     project_id: str
     api_key_id: str
     tier: TierLimits
+    is_sandbox: bool = False
+    """Its clock may be ahead of the database's, so nothing that asks the database's own may decide for it."""
 
     @property
     def account_label(self) -> str:
@@ -40,8 +42,13 @@ class Caller:
 
 def require_active(caller: Caller) -> None:
     """OrganizationSuspended unless the organization may be served."""
-    if caller.organization_state != ACTIVE:
+    require_state(caller.account_label, caller.organization_state)
+
+
+def require_state(account_label: str, state: str) -> None:
+    """The same where nobody calls."""
+    if state != ACTIVE:
         raise OrganizationSuspended(
-            f"Your account {caller.account_label} is not active, current state: {caller.organization_state}, "
+            f"Your account {account_label} is not active, current state: {state}, "
             "you may consider to check your account balance"
         )

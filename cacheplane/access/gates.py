@@ -32,14 +32,19 @@ SELECT (SELECT admits FROM access_featuregateentry
 
 def require(caller: Caller, *, feature: str, at: datetime) -> None:
     """FeatureClosed unless the caller's organization may use the feature at `at`."""
+    require_for(caller.organization_id, rank=caller.tier.rank, feature=feature, at=at)
+
+
+def require_for(organization_id: str, *, rank: int, feature: str, at: datetime) -> None:
+    """The same where nobody calls: `rank` is that of the organization's tier."""
     with connection.cursor() as cursor:
         cursor.execute(
             REQUIRE_SQL,
             {
-                "organization_id": caller.organization_id,
+                "organization_id": organization_id,
                 "feature": feature,
                 "at": at,
-                "rank": caller.tier.rank,
+                "rank": rank,
             },
         )
         admitted_by_entry, admitted_by_tier = cursor.fetchone()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Func, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from cacheplane.ids import new_id
@@ -21,6 +22,13 @@ def new_api_key_id() -> str:
     return new_id("ak")
 
 
+class ClockTimestamp(Func):
+    """The database's clock as it goes on within a transaction, which `Now` does not."""
+
+    function = "clock_timestamp"
+    output_field = models.DateTimeField()
+
+
 class Tier(models.Model):
     """An access level. It is earned by cash recharged in total; vouchers do not count."""
 
@@ -30,6 +38,13 @@ class Tier(models.Model):
         max_digits=24,
         decimal_places=9,
         help_text="¥ recharged in cash, in total, from which the tier is earned.",
+    )
+    recharged_from_usd = models.DecimalField(
+        max_digits=24,
+        decimal_places=9,
+        null=True,
+        blank=True,
+        help_text="The same in $, for who pays in $. Empty: it is not earned in $.",
     )
     concurrency = models.PositiveIntegerField(help_text="Calls in flight at once.")
     requests_per_minute = models.PositiveIntegerField()
@@ -55,14 +70,30 @@ class Tier(models.Model):
             models.CheckConstraint(
                 name="tier_recharged_from_not_negative", condition=Q(recharged_from__gte=0)
             ),
+            models.CheckConstraint(
+                name="tier_recharged_from_usd_not_negative",
+                condition=Q(recharged_from_usd__isnull=True) | Q(recharged_from_usd__gte=0),
+            ),
         ]
 
     def __str__(self) -> str:
         return self.slug
 
 
+class OrganizationQuerySet(models.QuerySet["Organization"]):
+    def with_tier_now(self) -> OrganizationQuerySet:
+        """`tier_now`: the slug of the tier in force, by the database's clock. `api_keys` asks the same in SQL."""
+        given = TierOverride.objects.filter(organization_id=OuterRef("id")).in_force().values("tier_id")[:1]
+        return self.annotate(
+            tier_now=Coalesce(Subquery(given), F("tier_id"), output_field=models.CharField())
+        )
+
+
 class Organization(models.Model):
-    """The paying tenant. Limits, money and isolation hold per organization."""
+    """The paying tenant. Limits, money and isolation hold per organization.
+
+    `tier` is what its recharges have earned; while an override is in force, that one's tier holds instead.
+    """
 
     class Kind(models.TextChoices):
         STANDARD = "standard"
@@ -74,10 +105,14 @@ class Organization(models.Model):
 
     id = models.CharField(primary_key=True, max_length=32, default=new_organization_id, editable=False)
     name = models.CharField(max_length=200)
-    tier = models.ForeignKey(Tier, on_delete=models.PROTECT, related_name="organizations")
+    tier = models.ForeignKey(
+        Tier, on_delete=models.PROTECT, related_name="organizations", help_text="Earned by recharges."
+    )
     kind = models.CharField(max_length=16, choices=Kind.choices, default=Kind.STANDARD)
     state = models.CharField(max_length=16, choices=State.choices, default=State.ACTIVE)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = OrganizationQuerySet.as_manager()
 
     class Meta:
         ordering = ["-created_at"]
@@ -92,6 +127,35 @@ class Organization(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.id})"
+
+
+class TierOverrideQuerySet(models.QuerySet["TierOverride"]):
+    def in_force(self) -> TierOverrideQuerySet:
+        """By the database's clock, the latest word first."""
+        return self.filter(Q(ends_at__isnull=True) | Q(ends_at__gt=ClockTimestamp())).order_by("-id")
+
+
+class TierOverride(models.Model):
+    """Another tier than the one earned, until `ends_at` (empty: until it is ended). Ended, never deleted."""
+
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="tier_overrides")
+    tier = models.ForeignKey(Tier, on_delete=models.PROTECT, related_name="overrides")
+    ends_at = models.DateTimeField(null=True, blank=True)
+    reason = models.CharField(max_length=500)
+    created_by = models.CharField(max_length=150)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects = TierOverrideQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(name="tier_override_has_a_reason", condition=~Q(reason="")),
+        ]
+
+    def __str__(self) -> str:
+        until = f"until {self.ends_at:%Y-%m-%d %H:%M} UTC" if self.ends_at else "for good"
+        return f"{self.tier_id} {until}"
 
 
 class Project(models.Model):

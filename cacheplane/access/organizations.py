@@ -1,20 +1,24 @@
-"""Organizations: create one with all it needs, suspend it, resume it, move it to another tier."""
+"""Organizations: create one with all it needs, put money in or take it back, suspend it, resume it."""
 
 from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 from django.db import transaction
 
-from billing import accounts, charging, clock
-from cacheplane.access import api_keys, audit, rate_limits
+from billing import accounts, charging, clock, price_book
+from billing.charging import Recharged
+from billing.models import AccountKind, LedgerEntry
+from cacheplane.access import api_keys, audit, rate_limits, tiers
 from cacheplane.access.api_keys import IssuedKey
-from cacheplane.access.models import Organization, Project, Tier
+from cacheplane.access.models import Organization, Project
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
 
 NAME_CHARS_MAX = 200
+HOUSE_CURRENCY = "CNY"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,22 +29,47 @@ class NewOrganization:
 
 
 def create(
-    *, name: str, tier_slug: str, operator: str, kind: str = Organization.Kind.STANDARD
+    *,
+    name: str,
+    operator: str,
+    tier_slug: str | None = None,
+    currency: str = HOUSE_CURRENCY,
+    kind: str = Organization.Kind.STANDARD,
 ) -> NewOrganization:
-    """An organization with a project, a key, its rate state and its billing account: all or nothing."""
+    """An organization with a project, a key, its rate state and its billing account: all or nothing.
+
+    A tier that is given holds whatever it recharges; without one it earns its tier. Raises InvalidRequest, also when
+    something that is sold has no price in its currency.
+    """
     name = _required_name(name)
-    tier = _tier(tier_slug)
+    _require_prices(currency)
+    tier = None if tier_slug is None else tiers.named(tier_slug)
     with transaction.atomic():
-        organization = Organization.objects.create(name=name, tier=tier, kind=kind)
+        earned = tiers.earned_with(Decimal(0), currency)
+        organization = Organization.objects.create(name=name, tier=earned, kind=kind)
         audit.record(
             operator=operator,
             action="organization.create",
             subject=organization.id,
             organization_id=organization.id,
-            detail={"name": name, "tier": tier.slug, "kind": str(kind)},
+            detail={
+                "name": name,
+                "tier": tier.slug if tier else earned.slug,
+                "kind": str(kind),
+                "currency": currency,
+            },
         )
         rate_limits.open_state(organization_id=organization.id)
-        accounts.open_account(organization_id=organization.id)
+        accounts.open_account(organization_id=organization.id, currency=currency)
+        if tier is None:
+            tiers.earn(organization_id=organization.id, operator=operator, reason="created")
+        else:
+            tiers.override(
+                organization_id=organization.id,
+                tier_slug=tier.slug,
+                reason="given as it was created",
+                operator=operator,
+            )
         project = Project.objects.create(organization=organization, name="default")
         issued_key = api_keys.issue(project=project, name="default", operator=operator)
     return NewOrganization(organization=organization, project=project, issued_key=issued_key)
@@ -68,52 +97,73 @@ def resume(*, organization_id: str, reason: str, operator: str) -> Organization:
     )
 
 
-def set_tier(*, organization_id: str, tier_slug: str, reason: str, operator: str) -> Organization:
-    """Give it another tier than the one it earned."""
-    reason, tier = audit.required_reason(reason), _tier(tier_slug)
-    with transaction.atomic():
-        organization = _for_update(organization_id)
-        before, organization.tier = organization.tier_id, tier
-        organization.save(update_fields=["tier"])
-        audit.record(
-            operator=operator,
-            action="organization.set_tier",
-            subject=organization_id,
-            organization_id=organization_id,
-            reason=reason,
-            detail={"from": before, "to": tier.slug},
-        )
-    return organization
-
-
 def recharge(
-    *, organization_id: str, amount: Decimal, purse: str, reason: str, operator: str, idempotency_key: str
-) -> None:
-    """Put money (¥) into its `cash` or `voucher` purse. The same `idempotency_key` again changes nothing.
+    *,
+    organization_id: str,
+    amount: Decimal,
+    purse: str,
+    reason: str,
+    operator: str,
+    idempotency_key: str,
+    expires_at: datetime | None = None,
+) -> Recharged:
+    """Put money into its `cash` or `voucher` purse (which may expire); cash earns a tier, at once.
 
-    Raises InvalidRequest, and billing's errors.
+    `amount` is in its own currency. The same `idempotency_key` again changes nothing. Raises InvalidRequest, and
+    billing's errors.
     """
     reason = audit.required_reason(reason)
     if amount <= 0:
         raise InvalidRequest(f"Invalid request: amount got {amount}, it takes more than 0")
     with transaction.atomic():
-        charging.recharge(
+        recharged = charging.recharge(
             organization_id=organization_id,
             amount=amount,
             purse=purse,
             reason=reason,
             operator=operator,
             idempotency_key=idempotency_key,
-            at=clock.now(),
+            at=clock.now_of(organization_id),
+            expires_at=expires_at,
+        )
+        if recharged.is_new:
+            audit.record(
+                operator=operator,
+                action="organization.recharge",
+                subject=organization_id,
+                organization_id=organization_id,
+                reason=reason,
+                detail={"amount": str(amount), "purse": purse, "idempotency_key": idempotency_key},
+            )
+            if purse == AccountKind.CASH:
+                tiers.earn(organization_id=organization_id, operator=operator, reason=reason)
+    return recharged
+
+
+def correct(*, organization_id: str, entry_id: int, reason: str, operator: str) -> LedgerEntry:
+    """Undo one entry of its ledger by a reversing one. Without a recharge its tier is no longer earned, at once.
+
+    Raises InvalidRequest, and billing's errors.
+    """
+    reason = audit.required_reason(reason)
+    with transaction.atomic():
+        reversal = charging.correct(
+            organization_id=organization_id,
+            entry_id=entry_id,
+            reason=reason,
+            operator=operator,
+            at=clock.now_of(organization_id),
         )
         audit.record(
             operator=operator,
-            action="organization.recharge",
+            action="organization.correct",
             subject=organization_id,
             organization_id=organization_id,
             reason=reason,
-            detail={"amount": str(amount), "purse": purse, "idempotency_key": idempotency_key},
+            detail={"entry": entry_id, "reversal": reversal.pk, "amount": str(reversal.amount)},
         )
+        tiers.earn(organization_id=organization_id, operator=operator, reason=reason)
+    return reversal
 
 
 def _change_state(
@@ -143,12 +193,18 @@ def _for_update(organization_id: str) -> Organization:
     return organization
 
 
-def _tier(slug: str) -> Tier:
-    tier = Tier.objects.filter(slug=slug).first()
-    if tier is None:
-        known = ", ".join(Tier.objects.values_list("slug", flat=True))
-        raise InvalidRequest(f"Invalid request: tier got {slug!r}, it takes one of {known}")
-    return tier
+def _require_prices(currency: str) -> None:
+    """Nothing is converted, so whatever is sold in the house's currency must have a price in this one."""
+    if currency not in tiers.THRESHOLDS:
+        known = ", ".join(tiers.THRESHOLDS)
+        raise InvalidRequest(f"Invalid request: currency got {currency!r}, it takes one of {known}")
+    missing = price_book.unpriced(currency, reference=HOUSE_CURRENCY, at=clock.now())
+    if missing:
+        named = ", ".join(f"{meter} of {model}" for meter, model in missing)
+        raise InvalidRequest(
+            f"Invalid request: currency got {currency}, but there is no {currency} price for {named}; "
+            "announce it first"
+        )
 
 
 def _required_name(name: str) -> str:

@@ -12,17 +12,21 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from billing import clock
+from billing import clock, money
+from billing.budgets import Budget
 from cacheplane.api import bodies, openapi
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.pagination import page_from, window_from
 from cacheplane.api.schemas import creation, kimi
 from cacheplane.caching import cache_objects, life, tags, waiting
 from cacheplane.caching.cache_objects import NewCacheObject
+from cacheplane.caching.changes import Change
 from cacheplane.caching.digests import sorted_tools
 from cacheplane.caching.idempotency import Once
 from cacheplane.caching.life import LifeEvent
-from cacheplane.caching.models import CacheObject
+from cacheplane.caching.lifetimes import Auto, Fixed, Lifetime, Scheduled
+from cacheplane.caching.models import FIXED, CacheObject
+from cacheplane.caching.schedules import Written
 from cacheplane.caching.words import word_for
 from cacheplane.errors import InvalidRequest
 
@@ -47,7 +51,22 @@ def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
     }
     if status == "error":
         body["error"] = {"type": row.error_type, "message": row.error_message}
-    return body
+    return body | _rules_as_json(row, at=at)
+
+
+def _rules_as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
+    """Fields of our own: nothing for an object with a fixed end and without a budget, as the reference has it."""
+    found: dict[str, Any] = {}
+    if row.ttl_policy != FIXED:
+        found["ttl_policy"] = row.ttl_policy
+    if row.cap_seconds is not None:
+        found["ttl_cap"] = row.cap_seconds
+    if row.schedule is not None:
+        found["schedule"] = row.schedule
+        found["next_open_at"] = int(row.windows.next_open(at).timestamp())
+    if row.budget_amount is not None:
+        found["budget"] = {"amount": money.text(row.budget_amount), "per": row.budget_per}
+    return found
 
 
 def _instant(unix_seconds: int | None) -> datetime | None:
@@ -66,7 +85,7 @@ def new_of(request: Request, *, key: str | None = None) -> NewCacheObject:
     kimi.check_metadata(wanted.metadata)
     for index, tag in enumerate(wanted.tags or ()):
         tags.check_name(tag, field=f"tags[{index}]")
-    ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
+    lifetime = _lifetime_of(wanted)
     return NewCacheObject(
         model=wanted.model,
         messages=kimi.as_messages(wanted.messages),
@@ -74,11 +93,35 @@ def new_of(request: Request, *, key: str | None = None) -> NewCacheObject:
         name=wanted.name or "",
         description=wanted.description or "",
         metadata=wanted.metadata,
-        ttl_seconds=ttl,
-        expired_at=_instant(expired_at),
+        lifetime=lifetime or Fixed(),
+        budget=_budget_of(wanted.budget),
         tags=wanted.tags or (),
         once=None if key is None else Once(key=key, body_digest=creation.digest_of(wanted)),
     )
+
+
+def _lifetime_of(wanted: kimi.CreateCache | kimi.UpdateCache) -> Lifetime | None:
+    """None: nothing is said of it."""
+    ttl, expired_at = kimi.check_lifetime(wanted)
+    if wanted.schedule is not None:
+        return Scheduled(
+            windows=tuple(
+                Written(days=one.days, from_=one.from_, to=one.to, tz=one.tz)
+                for one in wanted.schedule.windows
+            )
+        )
+    if wanted.ttl == "auto":
+        return Auto(cap_seconds=wanted.ttl_cap)
+    if ttl is None and expired_at is None:
+        return None
+    return Fixed(ttl_seconds=ttl, expired_at=_instant(expired_at))
+
+
+def _budget_of(wanted: kimi.SpendingBudget | None) -> Budget | None:
+    kimi.check_budget(wanted)
+    if wanted is None or wanted.amount is None:
+        return None
+    return Budget(amount=money.exact(wanted.amount), per=wanted.per)
 
 
 class CachingList(APIView):
@@ -109,7 +152,7 @@ class CachingList(APIView):
         wanted = creation.wait_seconds(request.headers.get("Prefer"))
         seconds = min(wanted or 0, settings.CREATE_WAIT_SECONDS_MAX)
         waited = waiting.until_settled(caller, row.id, deadline=received + seconds) if seconds else None
-        answer = Response(as_json(waited or row, at=clock.now()))
+        answer = Response(as_json(waited or row, at=clock.now_of(row.organization_id)))
         if waited is not None:
             answer["Preference-Applied"] = f"wait={seconds}"
         return answer
@@ -126,8 +169,9 @@ class CachingList(APIView):
         responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
     )
     def get(self, request: Request) -> Response:
-        rows = cache_objects.page(caller_of(request), page_from(request.query_params))
-        at = clock.now()
+        caller = caller_of(request)
+        rows = cache_objects.page(caller, page_from(request.query_params))
+        at = clock.now_of(caller.organization_id)
         return Response({"object": "list", "data": [as_json(row, at=at) for row in rows]})
 
 
@@ -139,7 +183,7 @@ class CachingDetail(APIView):
     )
     def get(self, request: Request, cache_id: str) -> Response:
         row = cache_objects.get(caller_of(request), cache_id)
-        answer = Response(as_json(row, at=clock.now()))
+        answer = Response(as_json(row, at=clock.now_of(row.organization_id)))
         # Not in the body, whose fields the contract fixes: how far the precompute is.
         answer["Msh-Context-Cache-Progress"] = f"{row.prefilled_tokens}/{row.tokens}"
         return answer
@@ -153,15 +197,15 @@ class CachingDetail(APIView):
     def put(self, request: Request, cache_id: str) -> Response:
         wanted = bodies.read(request, kimi.UpdateCache)
         kimi.check_metadata(wanted.metadata)
-        ttl, expired_at = kimi.check_lifetime(wanted.ttl, wanted.expired_at)
-        row = cache_objects.update(
-            caller_of(request),
-            cache_id,
-            ttl_seconds=ttl,
-            expired_at=_instant(expired_at),
+        budget = _budget_of(wanted.budget)
+        change = Change(
             metadata=wanted.metadata,
+            lifetime=_lifetime_of(wanted),
+            budget=budget,
+            is_budget_dropped=wanted.budget is not None and budget is None,
         )
-        return Response(as_json(row, at=clock.now()))
+        row = cache_objects.update(caller_of(request), cache_id, change)
+        return Response(as_json(row, at=clock.now_of(row.organization_id)))
 
     @extend_schema(
         operation_id="delete_cache",

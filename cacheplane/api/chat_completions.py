@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -180,7 +181,7 @@ class Exchange:
                 "currency": found.currency,
             },
         }
-        await self._json(200, _cache_headers(found.prefix), body)
+        await self._json(200, _cache_headers(found.prefix, ends_at=found.prefix.ends_at), body)
 
     # --- The wire ----------------------------------------------------------------------------------------------
 
@@ -315,19 +316,21 @@ def _reference(found: kimi.CacheReference | None) -> Reference | None:
 
 def _hit_headers(running: Completion) -> dict[str, str]:
     """Said on a hit alone, and only once the engine has reported it."""
-    return _cache_headers(running.wanted.prefix, reset_ttl=running.reset_ttl) if running.is_hit else {}
-
-
-def _cache_headers(prefix: Prefix | None, *, reset_ttl: tuple[str, int] | None = None) -> dict[str, str]:
-    """The end of life is the one that the call leaves behind: a reset counts from now, at the earliest."""
-    if prefix is None:
+    prefix, reset_ttl = running.wanted.prefix, running.reset_ttl
+    if prefix is None or not running.is_hit:
         return {}
-    ends_at = str(int(prefix.ends_at.timestamp() if reset_ttl is None else time.time() + reset_ttl[1]))
+    # The end that the call leaves behind: a reset counts from now, at the earliest.
+    ends_at = prefix.ends_at if reset_ttl is None else running.now + timedelta(seconds=reset_ttl[1])
+    return _cache_headers(prefix, ends_at=ends_at)
+
+
+def _cache_headers(prefix: Prefix, *, ends_at: datetime) -> dict[str, str]:
+    unix_seconds = str(int(ends_at.timestamp()))
     return {
         "Msh-Context-Cache-Id": prefix.cache_id,
         "Msh-Context-Cache-Token-Saved": str(prefix.tokens),
-        "Msh-Context-Cache-Token-Exp": ends_at,
-        "Msh-Context-Cache-Token-Ttl": ends_at,
+        "Msh-Context-Cache-Token-Exp": unix_seconds,
+        "Msh-Context-Cache-Token-Ttl": unix_seconds,
     }
 
 

@@ -29,6 +29,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "storage": money.text(found.storage),
         "total": money.text(found.total),
         "call_fee": money.text(found.call_fee),
+        "break_even_minutes": found.break_even_minutes,
         "models": [
             {
                 "model": one.model,

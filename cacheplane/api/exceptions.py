@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions as drf
 from rest_framework.response import Response
 
-from billing.errors import BillingError, InsufficientFunds, NoPrice
+from billing.errors import BillingError, InsufficientFunds, NoPrice, StatementRefused
 from cacheplane import errors
 
 log = structlog.get_logger(__name__)
@@ -62,6 +62,8 @@ def render(error: Exception, *, request_id: str, account_label: str = "") -> Ren
         error = errors.ServiceUnavailable("The database cannot be reached, please try again later")
     if isinstance(error, RecursionError):
         error = errors.InvalidRequest("Invalid request: the body is nested too deeply")
+    if isinstance(error, StatementRefused):
+        error = errors.InvalidRequest(f"Invalid request: {error}")
     if isinstance(error, NoPrice):
         log.error("no_price", reason=str(error))
         error = errors.ServiceUnavailable(f"{error} An operator can announce one.")

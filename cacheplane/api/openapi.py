@@ -32,6 +32,25 @@ ERROR: dict[str, Any] = {
         }
     },
 }
+
+
+def _inlined(node: Any, components: dict[str, Any]) -> Any:
+    """References replaced by what they name: these bodies are small trees, and a document of one piece reads easier."""
+    if isinstance(node, dict):
+        if "$ref" in node:
+            return _inlined(components[node["$ref"].rsplit("/", 1)[-1]], components)
+        return {key: _inlined(value, components) for key, value in node.items() if key != "title"}
+    if isinstance(node, list):
+        return [_inlined(item, components) for item in node]
+    return node
+
+
+def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    (schema,), components = msgspec.json.schema_components([struct], ref_template="#/{name}")
+    inlined: dict[str, Any] = _inlined(schema, components)
+    return inlined
+
+
 CACHE_OBJECT: dict[str, Any] = {
     "type": "object",
     "required": ["id", "object", "model", "messages", "status", "tokens", "created_at", "expired_at"],
@@ -49,6 +68,11 @@ CACHE_OBJECT: dict[str, Any] = {
         "status": {"type": "string"},
         "tokens": {"type": "integer"},
         "error": ERROR["properties"]["error"],
+        "ttl_policy": {"type": "string", "enum": ["auto", "schedule"], "description": "what decides the end"},
+        "ttl_cap": {"type": "integer", "description": "ttl auto: seconds beyond which no use moves the end"},
+        "schedule": schema_of(kimi.WeeklySchedule),
+        "next_open_at": {"type": "integer", "description": "unix seconds of the schedule's next opening"},
+        "budget": schema_of(kimi.SpendingBudget),
     },
 }
 CACHE_EVENT: dict[str, Any] = {
@@ -58,7 +82,10 @@ CACHE_EVENT: dict[str, Any] = {
         "id": {"type": "string"},
         "object": {"type": "string", "enum": ["context_cache_event"]},
         "cache_id": {"type": "string"},
-        "kind": {"type": "string", "examples": ["created", "active", "extended", "expired", "deleted"]},
+        "kind": {
+            "type": "string",
+            "examples": ["created", "active", "auto_extended", "schedule_opened", "expired"],
+        },
         "at": {"type": "string", "format": "date-time"},
         "actor": {"type": "string", "description": "an API key's id, system, or operator"},
         "detail": {"type": "object"},
@@ -116,6 +143,10 @@ ESTIMATE: dict[str, Any] = {
         | {"description": "exact decimal; for the whole lifetime, each started minute whole"},
         "total": _AMOUNT | {"description": "exact decimal; creation and storage"},
         "call_fee": _AMOUNT,
+        "break_even_minutes": {
+            "type": "integer",
+            "description": "minutes of storage that cost no more than a creation: what ttl auto keeps it unused",
+        },
         "models": {
             "type": "array",
             "items": {
@@ -155,6 +186,14 @@ def list_of(item: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def page_of(item: dict[str, Any]) -> dict[str, Any]:
+    """A list that says whether it goes on."""
+    page = list_of(item)
+    page["required"] = [*page["required"], "has_more"]
+    page["properties"]["has_more"] = {"type": "boolean"}
+    return page
+
+
 LIMIT = OpenApiParameter(
     "limit", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
 )
@@ -172,23 +211,6 @@ def page_parameters(*, cursor: str, pattern: str = "") -> list[OpenApiParameter]
             for name in ("after", "before")
         ),
     ]
-
-
-def _inlined(node: Any, components: dict[str, Any]) -> Any:
-    """References replaced by what they name: these bodies are small trees, and a document of one piece reads easier."""
-    if isinstance(node, dict):
-        if "$ref" in node:
-            return _inlined(components[node["$ref"].rsplit("/", 1)[-1]], components)
-        return {key: _inlined(value, components) for key, value in node.items() if key != "title"}
-    if isinstance(node, list):
-        return [_inlined(item, components) for item in node]
-    return node
-
-
-def schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    (schema,), components = msgspec.json.schema_components([struct], ref_template="#/{name}")
-    inlined: dict[str, Any] = _inlined(schema, components)
-    return inlined
 
 
 def body_of(struct: type[msgspec.Struct]) -> dict[str, Any]:

@@ -95,7 +95,9 @@ class TagContent(APIView):
         responses=openapi.answers(openapi.CACHE_OBJECT, 401, 404),
     )
     def get(self, request: Request, tag: str) -> Response:
-        return Response(caching.as_json(tags.content(caller_of(request), tag), at=clock.now()))
+        caller = caller_of(request)
+        row = tags.content(caller, tag)
+        return Response(caching.as_json(row, at=clock.now_of(caller.organization_id)))
 
 
 class TagHistory(APIView):

@@ -28,7 +28,8 @@ class Balance(APIView):
         responses=openapi.answers({"type": "object"}, 401),
     )
     def get(self, request: Request) -> Response:
-        balance = accounts.balance(caller_of(request).organization_id, clock.now())
+        owner = caller_of(request).organization_id
+        balance = accounts.balance(owner, clock.now_of(owner))
         data = {
             "available_balance": _shown(balance.available),
             "voucher_balance": _shown(balance.voucher),

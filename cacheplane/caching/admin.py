@@ -11,7 +11,6 @@ from django import forms
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import Q, QuerySet
-from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html, format_html_join
@@ -19,21 +18,23 @@ from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
-from billing import clock
-from cacheplane.access import audit
-from cacheplane.access.admin import ReadOnlyAdmin
+from billing import clock, money
+from cacheplane.access import audit, tiers
 from cacheplane.access.admin_actions import ReasonField, ReasonForm, act_on_form, operator_of
+from cacheplane.access.admin_pages import ReadOnlyAdmin
 from cacheplane.caching import lifecycle
 from cacheplane.caching.models import (
     ACTIVE,
     ERROR,
     EXPIRED,
+    OWN_NOW,
     PENDING,
     CacheObject,
     CacheObjectEvent,
     CacheTag,
     CacheTagChange,
     IdempotencyKey,
+    OrganizationBudget,
 )
 from cacheplane.errors import Conflict
 
@@ -134,7 +135,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         _time_column("expired_at", "ends"),
         "attempts",
     ]
-    list_filter = [StatusNow, "model", ("organization", admin.RelatedOnlyFieldListFilter)]
+    list_filter = [StatusNow, "ttl_policy", "model", ("organization", admin.RelatedOnlyFieldListFilter)]
     search_fields = ["id", "name", "organization__id", "organization__name"]
     date_hierarchy = "created_at"
     ordering = ["-created_at", "-id"]
@@ -159,6 +160,22 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         ),
         ("Content", {"fields": ["message_count", "tokens_shown", "digest", "messages_shown", "tools_shown"]}),
         ("Life", {"fields": ["created_at", "activated_at", "expired_at", "activations", "events_shown"]}),
+        (
+            "What decides its end",
+            {
+                "fields": [
+                    "ttl_policy",
+                    "used_at",
+                    "kept_minutes",
+                    "cap_at",
+                    "schedule",
+                    "reopen_at",
+                    "precompute_seconds",
+                    "budget_shown",
+                    "wanted_until",
+                ]
+            },
+        ),
         (
             "Precompute",
             {
@@ -187,12 +204,13 @@ class CacheObjectAdmin(ReadOnlyAdmin):
         "api_key",
         "kv_shown",
         "tags_shown",
+        "budget_shown",
     ]
     actions_detail = ["expire", "extend", "recompute"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[CacheObject]:
-        # The database's clock, read once per statement, decides the status of every row that is shown.
-        shown = super().get_queryset(request).annotate(read_at=Now())
+        # The organization's clock, read once per statement, decides the status of every row that is shown.
+        shown = super().get_queryset(request).annotate(read_at=OWN_NOW)
         related = shown.select_related("organization__billing_account", "segment", "project")
         return related.defer("messages", "tools")
 
@@ -210,6 +228,12 @@ class CacheObjectAdmin(ReadOnlyAdmin):
     @display(description="error")
     def error_shown(self, obj: CacheObject) -> str:
         return f"{obj.error_type}: {obj.error_message}" if obj.error_type else "-"
+
+    @display(description="budget")
+    def budget_shown(self, obj: CacheObject) -> str:
+        if obj.budget_amount is None:
+            return "-"
+        return f"{money.text(obj.budget_amount)}, {obj.get_budget_per_display()}"
 
     @display(description="tags")
     def tags_shown(self, obj: CacheObject) -> str:
@@ -342,7 +366,7 @@ class CacheObjectAdmin(ReadOnlyAdmin):
             return done
 
         posted = request.POST or None
-        longest = row.organization.tier.ttl_seconds_max
+        longest = tiers.tier_now(row.organization).ttl_seconds_max
         return act_on_form(
             self,
             request,
@@ -350,13 +374,17 @@ class CacheObjectAdmin(ReadOnlyAdmin):
             form=TtlForm(posted, longest_seconds=longest) if asks_ttl else ReasonForm(posted),
             perform=perform_and_record,
             back_url=self.url_of(object_id),
-            explanation=f"{row} of {row.organization} is {row.status_at(clock.now())}. {consequence}",
+            explanation=f"{row} of {row.organization} is {_status_now(row)}. {consequence}",
         )
+
+
+def _status_now(row: CacheObject) -> str:
+    return row.status_at(clock.now_of(row.organization_id))
 
 
 def _recompute(row: CacheObject, *, ttl_seconds: int, actor: str) -> None:
     """Active: as if its bytes were lost, so the rework is free. Ended: revived. Pending: raises Conflict."""
-    status = row.status_at(clock.now())
+    status = _status_now(row)
     if status == PENDING:
         raise Conflict("The cache object is pending: it is being computed already.")
     if status in (EXPIRED, ERROR):
@@ -448,6 +476,16 @@ class CacheTagChangeAdmin(ReadOnlyAdmin):
     date_hierarchy = "at"
     ordering = ["-at", "-id"]
     fields = ["at", "tag", "version", "kind", "cache_id", "organization", "actor"]
+
+
+@admin.register(OrganizationBudget)
+class OrganizationBudgetAdmin(ReadOnlyAdmin):
+    """What an organization's creations and storage may cost; `manage.py set_budget` changes it."""
+
+    list_display = [_organization_column, "amount", "per", _time_column("set_at", "set"), "set_by"]
+    search_fields = ["organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    fields = ["organization", "amount", "per", "set_at", "set_by"]
 
 
 @admin.register(IdempotencyKey)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from django.conf import settings
 from django.db import transaction
+from django.db.models import Value
 from django.db.models.lookups import GreaterThan, LessThan
+from psycopg.types.json import Jsonb
 
 from billing import accounts, clock
 from billing.accounts import LockedAccount
-from cacheplane import dispatch
+from billing.budgets import Budget
+from cacheplane import database, dispatch
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
-from cacheplane.caching import idempotency, lifecycle, tags
-from cacheplane.caching.digests import digest, sorted_tools
+from cacheplane.caching import budgets, changes, idempotency, lifecycle, schedules, tags
+from cacheplane.caching.changes import Change
+from cacheplane.caching.digests import canonical, digest_of, sorted_tools
 from cacheplane.caching.idempotency import Once
+from cacheplane.caching.lifetimes import Auto, Fixed, Lifetime, Scheduled
 from cacheplane.caching.models import ACTIVE, PAGE_ORDER, PENDING, CacheObject, new_cache_id
 from cacheplane.chat import Message, Tool
 from cacheplane.engines import http, registry
@@ -29,7 +33,7 @@ COUNT_TIMEOUT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCacheObject:
-    """What a caller asked for, checked for form. At most one of `ttl_seconds` and `expired_at` is set."""
+    """What a caller asked for, checked for form."""
 
     model: str
     messages: Sequence[Message]
@@ -37,8 +41,8 @@ class NewCacheObject:
     name: str
     description: str
     metadata: dict[str, str] | None
-    ttl_seconds: int | None
-    expired_at: datetime | None
+    lifetime: Lifetime = Fixed()
+    budget: Budget | None = None
     tags: Sequence[str] = ()
     once: Once | None = None
 
@@ -49,28 +53,32 @@ def create(caller: Caller, new: NewCacheObject) -> CacheObject:
     What `new.once` has made before is answered instead. Raises FeatureClosed, InvalidRequest, LimitExceeded,
     EngineError, billing's InsufficientFunds, and NotFound when what was made before is deleted.
     """
-    at = clock.now()
-    gates.require(caller, feature=FEATURE, at=at)
-    if (earlier := _made_before(caller, new, at=at)) is not None:
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=FEATURE, at=now.machine)
+    if (earlier := _made_before(caller, new, at=now.machine)) is not None:
         return earlier
-    tools, tokens = counted(caller, new, at=at)
+    new = replace(new, lifetime=checked(caller, new.lifetime, at=now.at))
+    tools, tokens = counted(caller, new)
     # The limits are decided and committed on their own: a refused creation has still been asked for.
     rate_limits.admit_tokens(caller, tokens=tokens)
+    messages = canonical(new.messages)
+    identity = digest_of(
+        messages, tools
+    )  # of a megabyte it takes a while, in which the account is not locked
     with transaction.atomic():
         account = accounts.lock(caller.organization_id)
         # The same creation may have come by another way meanwhile.
-        if (earlier := _made_before(caller, new, at=account.locked_at)) is not None:
+        if (earlier := _made_before(caller, new, at=account.machine_at)) is not None:
             return earlier
-        row = _write(account, caller, new, tools=tools, tokens=tokens)
+        row = _write(account, caller, new, messages=messages, tools=tools, identity=identity, tokens=tokens)
         dispatch.after_commit(dispatch.PRECOMPUTE)
     return row
 
 
-def counted(caller: Caller, new: NewCacheObject, *, at: datetime) -> tuple[list[Tool] | None, int]:
+def counted(caller: Caller, new: NewCacheObject) -> tuple[list[Tool] | None, int]:
     """(tools with their keys sorted, tokens) of a new object. Raises InvalidRequest for what the tier does not allow,
     and EngineError."""
     registry.require_family(new.model)
-    check_end(caller, ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at)
     tools = sorted_tools(new.tools)
     tokens = count_tokens(new.model, new.messages, tools)
     if tokens > caller.tier.object_tokens_max:
@@ -89,19 +97,20 @@ def _made_before(caller: Caller, new: NewCacheObject, *, at: datetime) -> CacheO
 
 
 def _write(
-    account: LockedAccount, caller: Caller, new: NewCacheObject, *, tools: list[Tool] | None, tokens: int
+    account: LockedAccount,
+    caller: Caller,
+    new: NewCacheObject,
+    *,
+    messages: bytes,
+    tools: list[Tool] | None,
+    identity: str,
+    tokens: int,
 ) -> CacheObject:
-    """The row with all that belongs to it, inside the creation's transaction."""
+    """The row with all that belongs to it, inside the creation's transaction. `messages` are canonical."""
     at = account.locked_at
-    lifecycle.require_room(
-        caller.organization_id, tokens=tokens, cached_tokens_max=caller.tier.cached_tokens_max, at=at
-    )
-    cache_id = new_cache_id()
-    hold_reference = lifecycle.hold_creation(
-        account, cache_id=cache_id, model=new.model, tokens=tokens, at=at
-    )
-    row = CacheObject.objects.create(
-        id=cache_id,
+    until = new.lifetime.until(at)
+    row = CacheObject(
+        id=new_cache_id(),
         organization_id=caller.organization_id,
         project_id=caller.project_id,
         api_key_id=caller.api_key_id,
@@ -109,17 +118,30 @@ def _write(
         name=new.name,
         description=new.description,
         metadata=new.metadata,
-        messages=new.messages,
+        messages=Value(Jsonb(messages, dumps=bytes)),  # they are JSON already
         tools=tools,
         message_count=len(new.messages),
-        digest=digest(new.messages, tools),
+        digest=identity,
         tokens=tokens,
         created_at=at,
-        expired_at=end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at),
-        hold_reference=hold_reference,
+        expired_at=until or at,
+        budget_amount=new.budget.amount if new.budget is not None else None,
+        budget_per=new.budget.per if new.budget is not None else "",
+        **new.lifetime.columns(at),
     )
+    budgets.require_creation(account, row, at=at)
+    if until is not None:
+        lifecycle.require_room(
+            caller.organization_id, tokens=tokens, cached_tokens_max=caller.tier.cached_tokens_max, at=at
+        )
+        row.hold_reference = lifecycle.hold_creation(
+            account, cache_id=row.id, model=new.model, tokens=tokens, at=at
+        )
+    with database.values_apart():
+        row.save(force_insert=True)
+    row.messages = list(new.messages)
     lifecycle.note(
-        cache_id,
+        row.id,
         caller.organization_id,
         "created",
         at=at,
@@ -127,17 +149,32 @@ def _write(
         tokens=tokens,
         expired_at=row.expired_at.isoformat(),
     )
+    if until is None:
+        lifecycle.keep_closed(row, at=at)
     for tag in new.tags:
-        tags.point(caller.organization_id, tag, cache_id=cache_id, at=at, actor=caller.api_key_id)
+        tags.point(caller.organization_id, tag, cache_id=row.id, at=at, actor=caller.api_key_id)
     if new.once is not None:
-        idempotency.remember(caller.organization_id, new.once, cache_id=cache_id, at=at)
+        idempotency.remember(caller.organization_id, new.once, cache_id=row.id, at=account.machine_at)
     return row
 
 
-def end_of_life(*, ttl_seconds: int | None, expired_at: datetime | None, at: datetime) -> datetime:
-    if expired_at is not None:
-        return expired_at
-    return at + timedelta(seconds=ttl_seconds or settings.CACHE_DEFAULT_TTL_SECONDS)
+def checked(caller: Caller, lifetime: Lifetime, *, at: datetime) -> Lifetime:
+    """The same with what the caller's tier adds to it. Raises InvalidRequest for what it does not allow."""
+    longest = caller.tier.ttl_seconds_max
+    if isinstance(lifetime, Fixed):
+        check_end(caller, ttl_seconds=lifetime.ttl_seconds, expired_at=lifetime.expired_at, at=at)
+    elif isinstance(lifetime, Auto):
+        if lifetime.cap_seconds is not None:
+            check_ttl(caller, field="ttl_cap", seconds=lifetime.cap_seconds)
+        return Auto(cap_seconds=lifetime.cap_seconds or longest)
+    elif isinstance(lifetime, Scheduled):
+        schedule = schedules.parse(lifetime.windows, at=at)
+        if max(one.closes_at - one.opens_at for one in schedule.openings(at)) > timedelta(seconds=longest):
+            raise InvalidRequest(
+                f"Invalid request: schedule.windows: got one of more than {longest} seconds, takes none that is "
+                f"longer on {caller.tier.slug}"
+            )
+    return lifetime
 
 
 def check_end(caller: Caller, *, ttl_seconds: int | None, expired_at: datetime | None, at: datetime) -> None:
@@ -171,7 +208,7 @@ def count_tokens(family: str, messages: Sequence[Message], tools: Sequence[Tool]
     """Tokens that these messages and tools take as a prefix, the opening of an answer not counted."""
     engine = registry.engine_for(family)
     adapter = registry.adapter_of(engine)
-    return len(http.call(adapter.prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS))
+    return http.call(adapter.count_prefix_tokens(messages, tools), timeout_seconds=COUNT_TIMEOUT_SECONDS)
 
 
 def possible(cache_id: str) -> str:
@@ -224,29 +261,26 @@ def page(caller: Caller, wanted: Page) -> list[CacheObject]:
 def update(
     caller: Caller,
     cache_id: str,
-    *,
-    ttl_seconds: int | None,
-    expired_at: datetime | None,
-    metadata: dict[str, str] | None,
+    wanted: Change,
 ) -> CacheObject:
-    """PUT: new metadata, a new end.
+    """PUT: new metadata, another lifetime, another budget.
 
     An ended object is computed again, and counts towards the limits as its creation did. Raises FeatureClosed,
     NotFound, InvalidRequest, LimitExceeded, and billing's InsufficientFunds.
     """
-    at = clock.now()
-    gates.require(caller, feature=FEATURE, at=at)
-    check_end(caller, ttl_seconds=ttl_seconds, expired_at=expired_at, at=at)
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=FEATURE, at=now.machine)
+    if wanted.lifetime is not None:
+        wanted = replace(wanted, lifetime=checked(caller, wanted.lifetime, at=now.at))
     row = get(caller, cache_id)
-    if (ttl_seconds or expired_at) and row.status_at(at) not in (PENDING, ACTIVE):
+    is_alive = row.status_at(now.at) in (PENDING, ACTIVE)
+    if wanted.lifetime is not None and wanted.lifetime.until(now.at) is not None and not is_alive:
         rate_limits.admit_tokens(caller, tokens=row.tokens)
-    return lifecycle.extend(
+    return changes.change(
         caller.organization_id,
         row.id,
+        wanted,
         actor=caller.api_key_id,
-        ttl_seconds=ttl_seconds,
-        expired_at=expired_at,
-        metadata=metadata,
         cached_tokens_max=caller.tier.cached_tokens_max,
     )
 

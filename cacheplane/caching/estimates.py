@@ -8,10 +8,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from billing import accounts, charging, clock, money, rating
+from billing.charging import CreationQuote
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
-from cacheplane.caching import cache_objects
+from cacheplane.caching import cache_objects, schedules, ski_rental
 from cacheplane.caching.cache_objects import NewCacheObject
+from cacheplane.caching.lifetimes import Auto, Lifetime, Scheduled
 from cacheplane.engines import registry
 from cacheplane.engines.models import Engine
 from cacheplane.engines.registry import SizedModel
@@ -45,6 +47,8 @@ class Estimate:
     storage_per_hour: Decimal
     storage: Decimal
     call_fee: Decimal
+    break_even_minutes: int
+    """Minutes of storage that cost no more than a creation: how long `ttl` auto keeps an unused object."""
     models: tuple[OnModel, ...]
 
     @property
@@ -76,29 +80,63 @@ def estimate(caller: Caller, new: NewCacheObject) -> Estimate:
 
     Raises FeatureClosed, InvalidRequest, LimitExceeded, EngineError.
     """
-    at = clock.now()
-    gates.require(caller, feature=cache_objects.FEATURE, at=at)
+    now = clock.read(caller.organization_id)
+    gates.require(caller, feature=cache_objects.FEATURE, at=now.machine)
     rate_limits.admit_tokens(caller, tokens=0)
-    _tools, tokens = cache_objects.counted(caller, new, at=at)
-    ends_at = cache_objects.end_of_life(ttl_seconds=new.ttl_seconds, expired_at=new.expired_at, at=at)
+    at = now.at
+    lifetime = cache_objects.checked(caller, new.lifetime, at=at)
+    _tools, tokens = cache_objects.counted(caller, new)
+    currency = accounts.balance(caller.organization_id, at).currency
     return priced(
+        caller.organization_id,
         family=new.model,
         tokens=tokens,
-        currency=accounts.balance(caller.organization_id, at).currency,
+        currency=currency,
         at=at,
-        ends_at=ends_at,
+        ends_at=at
+        + _lasts(caller.organization_id, lifetime, family=new.model, tokens=tokens, currency=currency, at=at),
     )
 
 
-def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: datetime) -> Estimate:
-    """The estimate of an object that is kept from `at` to `ends_at`."""
-    quote = charging.creation_quote(model=family, tokens=tokens, currency=currency, at=at)
+def _lasts(
+    organization_id: str, lifetime: Lifetime, *, family: str, tokens: int, currency: str, at: datetime
+) -> timedelta:
+    """With ttl auto as long as it is kept without a call; with a schedule one window."""
+    if isinstance(lifetime, Scheduled):
+        opening = schedules.read(lifetime.windows).next_opening(at)
+        return opening.closes_at - opening.opens_at
+    until = lifetime.until(at)
+    if isinstance(lifetime, Auto):
+        quote = charging.creation_quote(
+            organization_id=organization_id, model=family, tokens=tokens, currency=currency, at=at
+        )
+        until = min(until, ski_rental.kept_until(started_at=at, used_at=at, minutes=_break_even(quote)))
+    return until - at
+
+
+def _break_even(quote: CreationQuote) -> int:
+    return ski_rental.break_even_minutes(creation=quote.fee, storage_per_minute=quote.storage_per_minute)
+
+
+def priced(
+    organization_id: str, *, family: str, tokens: int, currency: str, at: datetime, ends_at: datetime
+) -> Estimate:
+    """The estimate of an object that is kept from `at` to `ends_at`, at the organization's prices."""
+    quote = charging.creation_quote(
+        organization_id=organization_id, model=family, tokens=tokens, currency=currency, at=at
+    )
     minutes = rating.minutes_lived(started_at=at, ended_at=ends_at)
     storage = money.multiply(minutes, quote.storage_per_minute)
     served = registry.sized_models(family)
     # A call of no token costs the fee alone.
     call_fee = charging.cached_call_quote(
-        model=served[0].name, family=family, currency=currency, prompt_tokens=0, completion_tokens=0, at=at
+        organization_id=organization_id,
+        model=served[0].name,
+        family=family,
+        currency=currency,
+        prompt_tokens=0,
+        completion_tokens=0,
+        at=at,
     )
     lifetime_seconds = max(1, (ends_at - at) // SECOND)
     return Estimate(
@@ -110,7 +148,9 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
         storage_per_hour=money.multiply(MINUTES_PER_HOUR, quote.storage_per_minute),
         storage=storage,
         call_fee=call_fee,
+        break_even_minutes=_break_even(quote),
         models=_on_models(
+            organization_id,
             served,
             engine=registry.engine_for(family),
             tokens=tokens,
@@ -124,6 +164,7 @@ def priced(*, family: str, tokens: int, currency: str, at: datetime, ends_at: da
 
 
 def _on_models(
+    organization_id: str,
     served: Sequence[SizedModel],
     *,
     engine: Engine,
@@ -137,7 +178,12 @@ def _on_models(
     found = []
     for model in served:
         price = charging.call_quote(
-            model=model.name, currency=currency, prompt_tokens=tokens, completion_tokens=0, at=at
+            organization_id=organization_id,
+            model=model.name,
+            currency=currency,
+            prompt_tokens=tokens,
+            completion_tokens=0,
+            at=at,
         )
         spared = money.to_nanos(money.subtract(price, call_fee))
         is_too_long = tokens >= min(model.window_tokens, engine.window_tokens)

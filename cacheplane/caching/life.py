@@ -19,7 +19,12 @@ SYSTEM, OPERATOR = "system", "operator"
 BY_THE_SYSTEM = ("clock", "sweep", "gateway")
 BY_WORKERS = ("claimed", "attempt_failed", "active", "error")
 KEY = re.compile(r"ak-[a-z0-9]{20}")
-SHOWN_DETAIL = ("tokens", "attempt", "bytes", "expired_at_before", "expired_at")
+SHOWN_DETAIL = (
+    *("tokens", "attempt", "bytes", "prefill_ms", "expired_at_before", "expired_at"),
+    *("why", "used_at", "storage_since_use", "recreation_cost", "break_even_minutes"),
+    *("opens_at", "closes_at", "next_open_at", "retry_at"),
+    *("wanted_until", "budget", "budget_per", "spent"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

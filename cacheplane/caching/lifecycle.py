@@ -1,8 +1,8 @@
 """Every change of a cache object's status, each in one transaction, each a conditional UPDATE whose rows are counted.
 
 Locks are taken in one order everywhere: the organization's billing account, its purses, the object, then the
-webhook endpoints that are told of it. Time is the database's and is read after the lock, so that two changes of one
-organization never see it run backwards.
+webhook endpoints that are told of it. Time is the organization's and is read after the lock, so that two changes of
+one organization never see it run backwards. Leases and retries are work of machines, and follow their clock.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q, Sum
+from django.db.models import F, Min, Q, Sum
 
 from billing import accounts, charging, clock, holds, storage
 from billing.accounts import LockedAccount
 from cacheplane import dispatch
-from cacheplane.caching import tags
-from cacheplane.caching.models import ACTIVE, ERROR, EXPIRED, PENDING, CacheObject, CacheObjectEvent
+from cacheplane.caching import budgets, ends, reasons, tags
+from cacheplane.caching.models import (
+    ACTIVE,
+    AUTO,
+    ERROR,
+    EXPIRED,
+    OWN_NOW,
+    PENDING,
+    SCHEDULED,
+    CacheObject,
+    CacheObjectEvent,
+)
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
 from cacheplane.events import outbox
 from cacheplane.events.models import CACHE_ACTIVE, CACHE_DELETED, CACHE_ERROR, CACHE_EXPIRED
@@ -87,7 +97,13 @@ def hold_creation(
     account: LockedAccount, *, cache_id: str, model: str, tokens: int, at: datetime
 ) -> uuid.UUID:
     """Set the creation fee and the first storage minute aside. Raises billing's InsufficientFunds."""
-    quote = charging.creation_quote(model=model, tokens=tokens, currency=account.currency, at=at)
+    quote = charging.creation_quote(
+        organization_id=account.organization_id,
+        model=model,
+        tokens=tokens,
+        currency=account.currency,
+        at=at,
+    )
     reference = uuid.uuid4()
     holds.place(account, reference=reference, kind="creation", subject=cache_id, amount=quote.total, at=at)
     return reference
@@ -111,7 +127,7 @@ def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim 
                 ripe,
                 asked,
                 status=PENDING,
-                expired_at__gt=at,
+                expired_at__gt=OWN_NOW,
                 attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX,
             )
             .order_by("created_at")
@@ -134,7 +150,8 @@ def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim 
             attempts=claim.attempt,
             prefilled_tokens=0,
         )
-        note(row.id, row.organization_id, "claimed", at=at, actor=owner, attempt=claim.attempt)
+        own_at = clock.now_of(row.organization_id)
+        note(row.id, row.organization_id, "claimed", at=own_at, actor=owner, attempt=claim.attempt)
     return claim
 
 
@@ -163,13 +180,19 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
         )
         if row is None:
             return False
+        plan = ends.of_activation(account, row, at=at)
+        if plan.ends_at <= at:
+            # Prices have risen since it was asked for.
+            note_budget(account, row, spent_at=at, at=at)
+            expire(account, row, at=at, actor="clock")
+            return False
         activation = row.activations + 1
         if row.creation_fee_due:
             assert row.hold_reference is not None
             charging.charge_creation(
                 account,
                 hold_reference=row.hold_reference,
-                source_key=f"{row.id}:{activation}",
+                source_key=budgets.creation_key(row.id, activation),
                 subject=row.id,
                 model=row.model,
                 tokens=row.tokens,
@@ -178,7 +201,7 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
                 request_id="",
             )
         segment = storage.open_segment(
-            account, subject=row.id, model=row.model, tokens=row.tokens, at=at, ends_at=row.expired_at
+            account, subject=row.id, model=row.model, tokens=row.tokens, at=at, ends_at=plan.ends_at
         )
         kv_state = store.record(saved, organization_id=row.organization_id, at=at)
         changed = CacheObject.objects.filter(_claimed(claim)).update(
@@ -195,10 +218,21 @@ def activate(claim: Claim, saved: SavedKV) -> bool:
             prefilled_tokens=row.tokens,
             error_type="",
             error_message="",
+            **plan.columns(),
         )
         assert changed == 1, "the row is locked, so the claim cannot have been lost since"
-        note(row.id, row.organization_id, "active", at=at, actor=claim.owner, bytes=saved.size_bytes)
-        _tell(row, CACHE_ACTIVE, expired_at=row.expired_at, at=at)
+        # The seconds that its hits will save: kept here, because savings are told of deleted objects too.
+        measured = {} if saved.prefill_ms is None else {"prefill_ms": saved.prefill_ms}
+        note(
+            row.id,
+            row.organization_id,
+            "active",
+            at=at,
+            actor=claim.owner,
+            bytes=saved.size_bytes,
+            **measured,
+        )
+        _tell(row, CACHE_ACTIVE, expired_at=plan.ends_at, at=at)
     return True
 
 
@@ -225,7 +259,7 @@ def fail_attempt(claim: Claim, *, reason: str, is_final: bool = False) -> bool:
             CacheObject.objects.filter(_claimed(claim)).update(
                 lease_owner="",
                 lease_until=None,
-                retry_at=at + timedelta(seconds=RETRY_SECONDS_PER_ATTEMPT * claim.attempt),
+                retry_at=account.machine_at + timedelta(seconds=RETRY_SECONDS_PER_ATTEMPT * claim.attempt),
             )
     return True
 
@@ -248,7 +282,7 @@ def fail_exhausted_attempts(*, limit: int = 100) -> int:
                     id=cache_id,
                     status=PENDING,
                     attempts__gte=settings.PRECOMPUTE_ATTEMPTS_MAX,
-                    lease_until__lt=at,
+                    lease_until__lt=account.machine_at,
                 )
                 .first()
             )
@@ -286,7 +320,7 @@ def _end_pending(
 # --- Time: extend, revive, expire ------------------------------------------------------------------------------
 
 
-def _locked(organization_id: str, cache_id: str) -> CacheObject:
+def locked(organization_id: str, cache_id: str) -> CacheObject:
     row = (
         CacheObject.objects.of(organization_id)
         .select_for_update(of=("self",))
@@ -306,10 +340,9 @@ def extend(
     actor: str,
     ttl_seconds: int | None = None,
     expired_at: datetime | None = None,
-    metadata: dict[str, str] | None = None,
     cached_tokens_max: int | None = None,
 ) -> CacheObject:
-    """Move an object's end; an ended one goes back to `pending` and is computed again.
+    """Move an object's end, for once, whatever decides it; an ended one goes back to `pending` and is computed again.
 
     A revival is bound by `cached_tokens_max`, the organization's total; None, for operators, is no bound. Raises
     NotFound, InvalidRequest, and billing's InsufficientFunds when a revival cannot be paid.
@@ -317,14 +350,21 @@ def extend(
     with transaction.atomic():
         account = accounts.lock(organization_id)
         at = account.locked_at
-        row = _locked(organization_id, cache_id)
-        if metadata is not None:
-            CacheObject.objects.filter(id=row.id).update(metadata=metadata)
+        row = locked(organization_id, cache_id)
         until = at + timedelta(seconds=ttl_seconds) if ttl_seconds is not None else expired_at
         if until is not None:
             move_end(account, row, until=until, at=at, actor=actor, cached_tokens_max=cached_tokens_max)
         # Still under the lock: once it is given up, the object may be deleted.
         return CacheObject.objects.with_what_decides_status().get(id=cache_id)
+
+
+def keep_closed(row: CacheObject, *, at: datetime) -> None:
+    """A new object whose schedule is closed: nothing is held for it, and it waits for its first opening."""
+    changed = CacheObject.objects.filter(id=row.id, status=PENDING).update(status=EXPIRED)
+    assert changed == 1
+    row.refresh_from_db(fields=["status"])
+    detail = reasons.of_closing(next_open_at=row.windows.next_open(at))
+    note(row.id, row.organization_id, "schedule_closed", at=at, actor="clock", **detail)
 
 
 def move_end(
@@ -339,24 +379,90 @@ def move_end(
     """The same inside the caller's transaction: the account is locked, and so is the row."""
     status = row.status_at(at)
     if status == ACTIVE:
-        assert row.segment is not None
-        storage.extend(account, row.segment, ends_at=until, at=at)
-        changed = CacheObject.objects.filter(id=row.id, status=ACTIVE).update(expired_at=until)
-        assert changed == 1
-        _note_end(row, "extended", until=until, at=at, actor=actor)
+        set_end(account, row, until=until, at=at, actor=actor)
     elif status == PENDING:
-        changed = CacheObject.objects.filter(id=row.id, status=PENDING).update(expired_at=until)
+        changed = CacheObject.objects.filter(id=row.id, status=PENDING).update(
+            expired_at=until, wanted_until=None
+        )
         assert changed == 1
         _note_end(row, "extended", until=until, at=at, actor=actor)
     else:
         require_room(row.organization_id, tokens=row.tokens, cached_tokens_max=cached_tokens_max, at=at)
-        _revive(account, row, until=until, at=at, actor=actor)
+        revive(account, row, until=until, at=at, actor=actor)
 
 
-def _note_end(row: CacheObject, kind: str, *, until: datetime, at: datetime, actor: str) -> None:
+def set_end(
+    account: LockedAccount,
+    row: CacheObject,
+    *,
+    until: datetime,
+    at: datetime,
+    actor: str,
+    kind: str = "extended",
+    **detail: Any,
+) -> None:
+    """Move an active object's end to `until`, or to where its budget ends."""
+    assert row.segment is not None
+    ends_at = max(at, budgets.within(account, row, row.segment, until=until, at=at))
+    wanted_until = until if ends_at < until else None
+    _write_end(
+        account, row, ends_at=ends_at, wanted_until=wanted_until, at=at, actor=actor, kind=kind, **detail
+    )
+
+
+def cut_end(
+    account: LockedAccount, row: CacheObject, *, ends_at: datetime, at: datetime, actor: str, **detail: Any
+) -> None:
+    """An active object ends sooner than it would, because its organization's budget does."""
+    _write_end(
+        account,
+        row,
+        ends_at=max(at, ends_at),
+        wanted_until=row.wanted_until or row.expired_at,
+        at=at,
+        actor=actor,
+        kind="extended",
+        **detail,
+    )
+
+
+def _write_end(
+    account: LockedAccount,
+    row: CacheObject,
+    *,
+    ends_at: datetime,
+    wanted_until: datetime | None,
+    at: datetime,
+    actor: str,
+    kind: str,
+    **detail: Any,
+) -> None:
+    assert row.segment is not None
+    if (ends_at, wanted_until) == (row.expired_at, row.wanted_until):
+        return
+    if wanted_until is not None:
+        detail = {"wanted_until": wanted_until.isoformat()} | detail
+    storage.extend(account, row.segment, ends_at=ends_at, at=at)
+    changed = CacheObject.objects.filter(id=row.id, status=ACTIVE).update(
+        expired_at=ends_at, wanted_until=wanted_until
+    )
+    assert changed == 1
+    _note_end(row, kind, until=ends_at, at=at, actor=actor, **detail)
+
+
+def _note_end(
+    row: CacheObject, kind: str, *, until: datetime, at: datetime, actor: str, **detail: Any
+) -> None:
     """`row` still holds its old end."""
     ends = {"expired_at_before": row.expired_at.isoformat(), "expired_at": until.isoformat()}
-    note(row.id, row.organization_id, kind, at=at, actor=actor, **ends)
+    note(row.id, row.organization_id, kind, at=at, actor=actor, **ends, **detail)
+
+
+def note_budget(account: LockedAccount, row: CacheObject, *, spent_at: datetime, at: datetime) -> None:
+    reached = budgets.reached(account, row, at=spent_at)
+    if reached is not None:
+        detail = reasons.of_budget(reached)
+        note(row.id, row.organization_id, "budget_reached", at=at, actor="clock", **detail)
 
 
 def require_room(organization_id: str, *, tokens: int, cached_tokens_max: int | None, at: datetime) -> None:
@@ -372,14 +478,31 @@ def require_room(organization_id: str, *, tokens: int, cached_tokens_max: int | 
         )
 
 
-def _revive(account: LockedAccount, row: CacheObject, *, until: datetime, at: datetime, actor: str) -> None:
+def revive(
+    account: LockedAccount,
+    row: CacheObject,
+    *,
+    until: datetime,
+    at: datetime,
+    actor: str,
+    kind: str = "revived",
+    **detail: Any,
+) -> None:
     """Expired or error → pending. The fee is due again, because the work is done again."""
     if row.status in (PENDING, ACTIVE):
-        _expire(account, row, at=at, actor="clock")
+        expire(account, row, at=at, actor="clock")
+    budgets.require_creation(account, row, at=at)
     reference = hold_creation(account, cache_id=row.id, model=row.model, tokens=row.tokens, at=at)
+    if row.ttl_policy == AUTO:
+        assert row.cap_seconds is not None
+        row.cap_at = at + timedelta(seconds=row.cap_seconds)
     changed = CacheObject.objects.filter(id=row.id, status__in=[EXPIRED, ERROR]).update(
         status=PENDING,
         expired_at=until,
+        wanted_until=None,
+        used_at=None,
+        kept_minutes=None,
+        cap_at=row.cap_at,
         hold_reference=reference,
         creation_fee_due=True,
         attempts=0,
@@ -389,11 +512,11 @@ def _revive(account: LockedAccount, row: CacheObject, *, until: datetime, at: da
         error_message="",
     )
     assert changed == 1
-    _note_end(row, "revived", until=until, at=at, actor=actor)
+    _note_end(row, kind, until=until, at=at, actor=actor, **detail)
     dispatch.after_commit(dispatch.PRECOMPUTE)
 
 
-def _expire(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) -> None:
+def expire(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) -> None:
     """A locked row whose life is over by the clock, by money, or by an operator; its owner is told."""
     _end(account, row, at=at, actor=actor)
     _tell(row, CACHE_EXPIRED, expired_at=min(row.expired_at, at), at=at)
@@ -414,7 +537,28 @@ def _end(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) 
     assert changed == 1
     store.doom(kv_id, at=at)
     note(row.id, row.organization_id, EXPIRED, at=at, actor=actor)
+    if row.segment.closed_at is not None and row.segment.closed_at >= row.expired_at:
+        _note_planned_end(account, row, at=at)
     dispatch.after_commit(dispatch.DESTROY_KV)
+
+
+def _note_planned_end(account: LockedAccount, row: CacheObject, *, at: datetime) -> None:
+    """It lived until its planned end: say what had planned it, where that was not its owner."""
+    if row.wanted_until is not None:
+        # In the period that it ended in, however late that is written down.
+        note_budget(account, row, spent_at=row.expired_at - timedelta(microseconds=1), at=at)
+    elif row.ttl_policy == AUTO:
+        quote = charging.creation_quote(
+            organization_id=row.organization_id,
+            model=row.model,
+            tokens=row.tokens,
+            currency=account.currency,
+            at=at,
+        )
+        note(row.id, row.organization_id, "auto_expired", at=at, actor="clock", **reasons.of_rest(row, quote))
+    elif row.ttl_policy == SCHEDULED:
+        detail = reasons.of_closing(next_open_at=row.windows.next_open(at))
+        note(row.id, row.organization_id, "schedule_closed", at=at, actor="clock", **detail)
 
 
 def expire_now(organization_id: str, cache_id: str, *, actor: str) -> None:
@@ -422,11 +566,11 @@ def expire_now(organization_id: str, cache_id: str, *, actor: str) -> None:
     with transaction.atomic():
         account = accounts.lock(organization_id)
         at = account.locked_at
-        row = _locked(organization_id, cache_id)
+        row = locked(organization_id, cache_id)
         if row.status not in (PENDING, ACTIVE):
             raise Conflict(f"The cache object is {row.status}; only a pending or active one can be expired.")
         CacheObject.objects.filter(id=row.id, expired_at__gt=at).update(expired_at=at)
-        _expire(account, row, at=at, actor=actor)
+        expire(account, row, at=at, actor=actor)
 
 
 def expire_due(*, limit: int) -> int:
@@ -448,8 +592,26 @@ def expire_due(*, limit: int) -> int:
             )
             for row in rows:
                 if row.status in (PENDING, ACTIVE) and row.status_at(at) == EXPIRED:
-                    _expire(account, row, at=at, actor="clock")
+                    expire(account, row, at=at, actor="clock")
     return len(due)
+
+
+def expire_over(account: LockedAccount, *, at: datetime) -> None:
+    """Write down what of one organization is over at `at`, as of then; in the caller's transaction."""
+    storage.cut_exhausted(account, at=at)
+    rows = CacheObject.objects.of(account.organization_id).with_what_decides_status()
+    over = Q(status__in=[PENDING, ACTIVE], expired_at__lte=at) | Q(
+        status=ACTIVE, segment__closed_at__isnull=False
+    )
+    for row in rows.select_for_update(of=("self",)).filter(over).order_by("expired_at", "id"):
+        expire(account, row, at=at, actor="clock")
+
+
+def next_end(organization_id: str) -> datetime | None:
+    """When the first of an organization's living objects ends, if it does not run out of money before."""
+    alive = CacheObject.objects.of(organization_id).filter(status__in=[PENDING, ACTIVE])
+    found: datetime | None = alive.aggregate(first=Min("expired_at"))["first"]
+    return found
 
 
 def _by_organization(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
@@ -480,6 +642,8 @@ def kv_lost(organization_id: str, cache_id: str, *, kv_id: uuid.UUID, reason: st
         storage.close(account, row.segment, at=min(at, row.kv_state.proved_at))
         changed = CacheObject.objects.filter(id=row.id, status=ACTIVE, kv_state_id=kv_id).update(
             status=PENDING,
+            # While it is computed nobody can use it, and nothing is paid for it.
+            expired_at=max(row.expired_at, row.cap_at or row.expired_at),
             kv_state=None,
             segment=None,
             creation_fee_due=False,
@@ -504,7 +668,7 @@ def delete(organization_id: str, cache_id: str, *, actor: str) -> None:
     with transaction.atomic():
         account = accounts.lock(organization_id)
         at = account.locked_at
-        row = _locked(organization_id, cache_id)
+        row = locked(organization_id, cache_id)
         if row.status in (PENDING, ACTIVE):
             _end(account, row, at=at, actor=actor)
         tags.release_all_of(organization_id, row.id, at=at, actor=actor)

@@ -7,18 +7,26 @@ from datetime import datetime
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
-from django.db.models import F, Q
-from django.db.models.functions import Collate
+from django.db.models import DateTimeField, ExpressionWrapper, F, Q, Value
+from django.db.models.functions import Collate, Now
 
+from billing.budgets import MONTH, TOTAL
+from cacheplane.caching import schedules
+from cacheplane.caching.schedules import Schedule
 from cacheplane.ids import new_id
 
 PENDING, ACTIVE, EXPIRED, ERROR = "pending", "active", "expired", "error"
-
+FIXED, AUTO, SCHEDULED = "fixed", "auto", "schedule"
 
 PAGE_ORDER = Collate("id", "C")
 """What pages of objects are ordered by: ids sort by time."""
 
 TAG_NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,127}"
+
+
+CLOCK_OFFSET = F("organization__billing_account__clock_offset")
+OWN_NOW = ExpressionWrapper(Now() + CLOCK_OFFSET, output_field=DateTimeField())
+"""What the clock of a row's organization shows: a sandbox's is ahead."""
 
 
 def new_cache_id() -> str:
@@ -34,10 +42,11 @@ class CacheObjectQuerySet(models.QuerySet["CacheObject"]):
         return self.select_related("segment", "organization__billing_account")
 
     def due(self, at: datetime) -> CacheObjectQuerySet:
-        """Stored as alive, but over by the clock or for want of money."""
+        """Stored as alive, but over by its organization's clock or for want of money; `at` is the machine's."""
+        own = ExpressionWrapper(Value(at) + CLOCK_OFFSET, output_field=DateTimeField())
         return self.filter(
-            Q(status__in=[PENDING, ACTIVE], expired_at__lte=at)
-            | Q(status=ACTIVE, organization__billing_account__exhaust_at__lte=at)
+            Q(status__in=[PENDING, ACTIVE], expired_at__lte=own)
+            | Q(status=ACTIVE, organization__billing_account__exhaust_at__lte=own)
             | Q(status=ACTIVE, segment__closed_at__isnull=False)
         )
 
@@ -49,6 +58,8 @@ class CacheObject(models.Model):
     """
 
     STATUSES = [(PENDING, "pending"), (ACTIVE, "active"), (EXPIRED, "expired"), (ERROR, "error")]
+    TTL_POLICIES = [(FIXED, "fixed"), (AUTO, "auto"), (SCHEDULED, "schedule")]
+    BUDGET_PERIODS = [(MONTH, "month"), (TOTAL, "total")]
 
     id = models.CharField(primary_key=True, max_length=40, default=new_cache_id, editable=False)
     organization = models.ForeignKey(
@@ -91,6 +102,30 @@ class CacheObject(models.Model):
     error_type = models.CharField(max_length=64, blank=True, default="")
     error_message = models.CharField(max_length=1024, blank=True, default="")
 
+    ttl_policy = models.CharField(
+        max_length=8, choices=TTL_POLICIES, default=FIXED, db_default=FIXED, help_text="What decides its end."
+    )
+    wanted_until = models.DateTimeField(
+        null=True, blank=True, help_text="The end that it would have, where its budget ends before that."
+    )
+    used_at = models.DateTimeField(
+        null=True, blank=True, help_text="ttl auto: the use from which its end was reckoned last."
+    )
+    kept_minutes = models.PositiveIntegerField(
+        null=True, blank=True, help_text="ttl auto: minutes beyond that of a use."
+    )
+    cap_seconds = models.PositiveBigIntegerField(null=True, blank=True)
+    cap_at = models.DateTimeField(null=True, blank=True, help_text="ttl auto: no use moves the end beyond.")
+    schedule = models.JSONField(null=True, blank=True)
+    reopen_at = models.DateTimeField(
+        null=True, blank=True, help_text="When it is computed again, ahead of its next opening."
+    )
+    precompute_seconds = models.PositiveIntegerField(
+        null=True, blank=True, help_text="How long its last precompute took, where it has a schedule."
+    )
+    budget_amount = models.DecimalField(max_digits=24, decimal_places=9, null=True, blank=True)
+    budget_per = models.CharField(max_length=5, choices=BUDGET_PERIODS, blank=True, default="", db_default="")
+
     objects = CacheObjectQuerySet.as_manager()
 
     class Meta:
@@ -105,6 +140,7 @@ class CacheObject(models.Model):
             models.Index(
                 fields=["expired_at"], condition=Q(status__in=[PENDING, ACTIVE]), name="cache_expiring"
             ),
+            models.Index(fields=["reopen_at"], condition=Q(reopen_at__isnull=False), name="cache_reopening"),
         ]
         constraints = [
             models.CheckConstraint(
@@ -118,6 +154,20 @@ class CacheObject(models.Model):
             models.CheckConstraint(
                 condition=~Q(status__in=[EXPIRED, ERROR]) | Q(hold_reference__isnull=True),
                 name="ended_has_no_hold",
+            ),
+            models.CheckConstraint(
+                condition=~Q(ttl_policy=AUTO) | Q(cap_seconds__isnull=False, cap_at__isnull=False),
+                name="auto_has_a_cap",
+            ),
+            models.CheckConstraint(
+                condition=Q(ttl_policy=SCHEDULED, schedule__isnull=False, reopen_at__isnull=False)
+                | (~Q(ttl_policy=SCHEDULED) & Q(schedule__isnull=True, reopen_at__isnull=True)),
+                name="schedule_has_windows",
+            ),
+            models.CheckConstraint(
+                condition=Q(budget_amount__isnull=True, budget_per="")
+                | Q(budget_amount__gt=0, budget_per__in=[MONTH, TOTAL]),
+                name="budget_has_amount_and_period",
             ),
         ]
 
@@ -139,6 +189,12 @@ class CacheObject(models.Model):
             return min(self.segment.closed_at, at)
         exhaust_at = self.organization.billing_account.exhaust_at
         return self.expired_at if exhaust_at is None else min(self.expired_at, exhaust_at)
+
+    @property
+    def windows(self) -> Schedule:
+        """Its schedule. Only for an object that has one."""
+        assert self.schedule is not None
+        return schedules.read(schedules.as_written(self.schedule))
 
 
 class CacheObjectEvent(models.Model):
@@ -162,6 +218,29 @@ class CacheObjectEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.cache_id} {self.kind}"
+
+
+class OrganizationBudget(models.Model):
+    """What all creations and all storage of an organization may cost. Set by an operator; see `changes`."""
+
+    organization = models.OneToOneField(
+        "access.Organization", primary_key=True, on_delete=models.PROTECT, related_name="cache_budget"
+    )
+    amount = models.DecimalField(max_digits=24, decimal_places=9)
+    per = models.CharField(max_length=5, choices=CacheObject.BUDGET_PERIODS)
+    set_at = models.DateTimeField()
+    set_by = models.CharField(max_length=128)
+
+    class Meta:
+        ordering = ["organization"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount__gt=0, per__in=[MONTH, TOTAL]), name="organization_budget_is_one"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.per}"
 
 
 class CacheTagQuerySet(models.QuerySet["CacheTag"]):

@@ -129,6 +129,7 @@ def _saved(engine: Engine, handle: KVHandle) -> SavedKV:
         sha256=handle.sha256,
         blake3=handle.blake3,
         fingerprint=handle.fingerprint,
+        prefill_ms=handle.prefill_ms,
     )
 
 

@@ -17,7 +17,7 @@ BATCH_OBJECTS = 500
 
 SOON = """
        least(object.expired_at, account.exhaust_at)
-            <= %(at)s::timestamptz + make_interval(secs => endpoint.expiring_lead_seconds)
+            <= %(at)s::timestamptz + account.clock_offset + make_interval(secs => endpoint.expiring_lead_seconds)
 """
 FORGET = f"""
 DELETE FROM events_expiringnotice AS notice USING events_webhookendpoint AS endpoint
@@ -32,7 +32,10 @@ SELECT endpoint.id, object.id
   JOIN caching_cacheobject AS object ON object.organization_id = endpoint.organization_id
   JOIN billing_billingaccount AS account ON account.organization_id = endpoint.organization_id
  WHERE endpoint.disabled_at IS NULL AND %(type)s = ANY(endpoint.events)
-   AND object.status = 'active' AND least(object.expired_at, account.exhaust_at) > %(at)s AND {SOON}
+   AND object.status = 'active' AND {SOON}
+   AND least(object.expired_at, account.exhaust_at) > %(at)s::timestamptz + account.clock_offset
+   -- The end of one that is kept while it earns is always near, and each hit moves it.
+   AND object.ttl_policy <> 'auto'
    AND NOT EXISTS (SELECT 1 FROM events_expiringnotice AS notice
                     WHERE notice.endpoint_id = endpoint.id AND notice.cache_id = object.id)
  ORDER BY object.expired_at LIMIT %(limit)s FOR SHARE OF endpoint
@@ -62,13 +65,14 @@ def tell_expiring() -> int:
 
 def _tell(endpoint_id: str, row: CacheObject, *, at: datetime) -> None:
     ExpiringNotice.objects.create(endpoint_id=endpoint_id, cache_id=row.id, at=at)
-    exhaust_at = row.organization.billing_account.exhaust_at
+    account = row.organization.billing_account
+    exhaust_at = account.exhaust_at
     ends_at = row.expired_at if exhaust_at is None else min(row.expired_at, exhaust_at)
     outbox.write(
         organization_id=row.organization_id,
         endpoint_ids=[endpoint_id],
         event_type=CACHE_EXPIRING,
         subject=row.id,
-        at=at,
+        at=at + account.clock_offset,
         data=lifecycle.told_of(row, expired_at=ends_at),
     )

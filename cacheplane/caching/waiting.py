@@ -7,11 +7,10 @@ import time
 
 from django.conf import settings
 from django.db import connection
-from django.db.models.functions import Now
 
 from cacheplane.access.callers import Caller
 from cacheplane.caching import cache_objects
-from cacheplane.caching.models import PENDING, CacheObject
+from cacheplane.caching.models import OWN_NOW, PENDING, CacheObject
 
 TURN_SECONDS_FIRST, TURN_SECONDS_LAST, TURN_GROWTH = 0.02, 0.25, 1.5
 
@@ -42,7 +41,7 @@ def until_settled(caller: Caller, cache_id: str, *, deadline: float) -> CacheObj
 def _wait(caller: Caller, cache_id: str, *, deadline: float) -> None:
     turn_seconds = TURN_SECONDS_FIRST
     pending = CacheObject.objects.of(caller.organization_id).filter(
-        id=cache_id, status=PENDING, expired_at__gt=Now()
+        id=cache_id, status=PENDING, expired_at__gt=OWN_NOW
     )
     while pending.exists() and (left := deadline - time.monotonic()) > 0:
         connection.close()

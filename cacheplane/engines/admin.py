@@ -16,8 +16,8 @@ from unfold.admin import TabularInline
 from unfold.decorators import action, display
 
 from cacheplane.access import audit
-from cacheplane.access.admin import AuditedAdmin, AuditedForm, ReadOnlyAdmin
 from cacheplane.access.admin_actions import ReasonForm, act_on_form, operator_of
+from cacheplane.access.admin_pages import AuditedAdmin, AuditedForm, ReadOnlyAdmin
 from cacheplane.engines.models import Engine, EngineSlot, ModelFamily, ServedModel
 from cacheplane.errors import Conflict
 

@@ -31,7 +31,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVHandle:
-    """One saved KV state on the engine's disk. `filename` is relative to the engine's KV folder."""
+    """One saved KV state on the engine's disk. `filename` is relative to the engine's KV folder.
+
+    `prefill_ms` is what a prefill has just measured: how long the engine worked on the tokens, from the request to
+    its last token, saving and hashing left out. None where a handle was read back, not made.
+    """
 
     filename: str
     n_tokens: int
@@ -39,6 +43,7 @@ class KVHandle:
     sha256: str
     blake3: str
     fingerprint: str
+    prefill_ms: int | None = None
 
 
 Progress = Callable[[int, int], None]
@@ -69,6 +74,9 @@ class Engine(Protocol):
 
         Raises InvalidRequest when the model's template does not keep the prefix stable under one more turn.
         """
+
+    async def count_prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+        """How many `prefix_tokens` there are, sooner. Raises as it does."""
 
     async def prefill(
         self, tokens: Sequence[int], *, slot: int, filename: str, on_progress: Progress | None = None

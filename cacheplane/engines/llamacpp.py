@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ _NEXT_TURN: Message = {"role": "user", "content": "1"}
 _OTHER_NEXT_TURN: Message = {"role": "user", "content": "2"}
 _SLOTS_KNOWN_SECONDS = 30.0  # after that an engine may have been started again with fewer
 _DISK_SPARE_BYTES = 8 << 20  # a failed save with less than this left is told as a full disk
+_COMPARED_AT_ONCE = 1024  # tokens; one by one, those of a whole window take 5 ms
 _TOKENS_LOST_AT_CUT = (
     8  # a cut may fall inside a word; more than this means that the template rewrites the past
 )
@@ -52,6 +54,7 @@ _SHORT_BYTES = 768
 _SHAPES_MAX = 1000
 
 _decode_chunk = msgspec.json.Decoder(wire.Chunk).decode
+_decode_tokens = msgspec.json.Decoder(wire.Tokenized).decode
 _decode_prefill = msgspec.json.Decoder(wire.PrefillEvent).decode
 
 
@@ -116,24 +119,19 @@ class LlamaCppEngine:
         return None if least is None else least + plain[1] * 4 // 3 + len(messages)
 
     async def prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[int]:
-        prefix, whole = await self._render_prefix(messages, tools)
-        if not prefix or not whole.startswith(prefix):
-            raise InvalidRequest(
-                "The model's chat template changes earlier messages when a turn is added: "
-                "a prefix of it cannot be cached."
-            )
-        cut, full = await asyncio.gather(self.tokenize(prefix), self.tokenize(whole))
-        kept = _common_length(cut, full)
-        if kept < len(cut) - _TOKENS_LOST_AT_CUT or not kept:
-            raise InvalidRequest(
-                "The model's tokenizer does not keep this prefix when a turn is added to it."
-            )
-        return cut[:kept]
+        return _kept(*await self._tokenized_prefix(messages, tools))
+
+    async def count_prefix_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> int:
+        cut, whole = await self._tokenized_prefix(messages, tools)
+        # Nearly always the one goes on from the other, which shows without making numbers of a megabyte of digits.
+        beginning = cut.rstrip().removesuffix(b"]}")
+        if whole.startswith(beginning + b","):
+            return beginning.count(b",") + 1
+        return len(_kept(cut, whole))
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as it stands, template tokens understood."""
-        body = {"content": text, "add_special": True, "parse_special": True}
-        return (await self._post("/tokenize", body, wire.Tokenized)).tokens
+        return _tokens(await self._tokenize(text))
 
     # KV states
 
@@ -144,10 +142,12 @@ class LlamaCppEngine:
         if not tokens:
             raise InvalidRequest("There are no tokens to compute.")
         await self.erase(slot=slot)
+        started = time.monotonic()
         await self._evaluate(tokens, slot=slot, on_progress=on_progress)
+        prefill_ms = round((time.monotonic() - started) * 1000)
         saving = asyncio.ensure_future(self._save(len(tokens), slot=slot, filename=filename))
         try:
-            return await asyncio.shield(saving)
+            return replace(await asyncio.shield(saving), prefill_ms=prefill_ms)
         except asyncio.CancelledError:
             # The engine's save cannot be called back: let it end, so that what it wrote can be removed.
             await asyncio.wait([saving])
@@ -218,6 +218,22 @@ class LlamaCppEngine:
             raise EngineError("The engine names no model.")
         self._note_slots(props)
         return props, models.data[0]
+
+    async def _tokenize(self, text: str) -> bytes:
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return await self._ask("POST", "/tokenize", msgspec.json.encode(body))
+
+    async def _tokenized_prefix(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> tuple[bytes, bytes]:
+        """What the server answers for the tokens of these messages, and of the same with one more turn."""
+        prefix, whole = await self._render_prefix(messages, tools)
+        if not prefix or not whole.startswith(prefix):
+            raise InvalidRequest(
+                "The model's chat template changes earlier messages when a turn is added: "
+                "a prefix of it cannot be cached."
+            )
+        return await asyncio.gather(self._tokenize(prefix), self._tokenize(whole))
 
     async def _render_prefix(
         self, messages: Sequence[Message], tools: Sequence[Tool] | None
@@ -457,11 +473,26 @@ def _decoded(answer: bytes, decode: Callable[[bytes], T]) -> T:
         raise EngineError("The engine's answer could not be understood.") from error
 
 
+def _tokens(answer: bytes) -> list[int]:
+    return _decoded(answer, _decode_tokens).tokens
+
+
+def _kept(cut: bytes, whole: bytes) -> list[int]:
+    """The tokens that both answers begin with. Raises InvalidRequest when a turn more has changed those before it."""
+    tokens = _tokens(cut)
+    kept = _common_length(tokens, _tokens(whole))
+    if kept < len(tokens) - _TOKENS_LOST_AT_CUT or not kept:
+        raise InvalidRequest("The model's tokenizer does not keep this prefix when a turn is added to it.")
+    return tokens[:kept]
+
+
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    for index, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return index
-    return min(len(one), len(other))
+    length = min(len(one), len(other))
+    for start in range(0, length, _COMPARED_AT_ONCE):
+        end = min(start + _COMPARED_AT_ONCE, length)
+        if one[start:end] != other[start:end]:
+            return next(index for index in range(start, end) if one[index] != other[index])
+    return length
 
 
 def _same_world(handle: KVHandle, fingerprint: str) -> None:

@@ -23,8 +23,8 @@ from unfold.widgets import (
 
 from billing import clock
 from cacheplane.access import audit
-from cacheplane.access.admin import ReadOnlyAdmin
 from cacheplane.access.admin_actions import ReasonField, ReasonForm, act_on_form, operator_of
+from cacheplane.access.admin_pages import ReadOnlyAdmin
 from cacheplane.access.models import Organization
 from cacheplane.events import endpoints
 from cacheplane.events.endpoints import Changes, IssuedSecret

@@ -18,8 +18,8 @@ def tell_low() -> int:
     told = 0
     balances: dict[str, Balance] = {}
     for endpoint in WebhookEndpoint.objects.listening_for(BALANCE_LOW).order_by("organization_id", "id"):
-        at = clock.now()
         owner = endpoint.organization_id
+        at = clock.now_of(owner)
         balance = balances[owner] if owner in balances else accounts.balance(owner, at)
         balances = {owner: balance}
         is_low = balance.available < endpoint.balance_threshold

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from django.db import connection, transaction
+from django.db.models import DateTimeField, ExpressionWrapper, F, Value
 from yarl import URL
 
 from billing import clock
@@ -297,8 +298,10 @@ def _disable_when_hopeless(row: WebhookEndpoint, outcome: Outcome, *, at: dateti
 
 
 def sweep(*, at: datetime) -> int:
-    """Forget what was told long ago, with its deliveries; how many events."""
-    old = OutboxEvent.objects.filter(at__lt=at - KEPT).exclude(deliveries__state=PENDING)
+    """Forget what was told long ago, by the clock of who was told, with its deliveries; how many events."""
+    offset = F("organization__billing_account__clock_offset")
+    long_ago = ExpressionWrapper(Value(at - KEPT) + offset, output_field=DateTimeField())
+    old = OutboxEvent.objects.filter(at__lt=long_ago).exclude(deliveries__state=PENDING)
     ids = list(old.order_by("at").values_list("id", flat=True)[:SWEEP_ROWS])
     OutboxEvent.objects.filter(id__in=ids).delete()
     return len(ids)

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import connection
 
+from billing import clock
 from cacheplane import dispatch
 from cacheplane.events.models import Delivery, OutboxEvent
 
@@ -46,12 +47,14 @@ def write(
     at: datetime,
     data: dict[str, Any],
 ) -> list[Delivery]:
-    """For these endpoints, whose rows the caller has locked."""
+    """For these endpoints, whose rows the caller has locked. `at` is the organization's clock; the deliveries are work
+    of machines, and due by theirs."""
+    now = clock.now()
     event = OutboxEvent.objects.create(
         organization_id=organization_id, type=event_type, subject=subject, at=at, data=data
     )
     made = Delivery.objects.bulk_create(
-        Delivery(event=event, endpoint_id=endpoint_id, created_at=at, next_at=at)
+        Delivery(event=event, endpoint_id=endpoint_id, created_at=now, next_at=now)
         for endpoint_id in endpoint_ids
     )
     nudge()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -17,7 +17,7 @@ from billing import accounts, charging, clock, holds, plain_calls
 from billing.errors import HoldClosed, InsufficientFunds
 from cacheplane.access import gates, rate_limits
 from cacheplane.access.callers import Caller
-from cacheplane.caching import lifecycle
+from cacheplane.caching import lifecycle, uses
 from cacheplane.caching.cache_objects import FEATURE
 from cacheplane.caching.models import CacheObject
 from cacheplane.chat import Usage
@@ -109,6 +109,8 @@ def admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: i
 
     Raises LimitExceeded, and billing's InsufficientFunds.
     """
+    if caller.is_sandbox:  # the plain functions ask the database's clock
+        return _admit(caller, wanted, gateway_id=gateway_id, engine_id=engine_id)
     return _admit_plainly(caller, wanted, gateway_id=gateway_id, engine_id=engine_id, margin=1) or _admit(
         caller, wanted, gateway_id=gateway_id, engine_id=engine_id
     )
@@ -191,6 +193,7 @@ def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: 
         account = accounts.lock(caller.organization_id, reference=wanted.call_id)
         at = account.locked_at
         amount = _quote(
+            organization_id=account.organization_id,
             serving_model=wanted.model,
             family=wanted.family,
             currency=account.currency,
@@ -245,8 +248,16 @@ def settle(
 
     `reset_ttl` is (cache id, seconds) of a call that succeeded, also when the object was not active.
     """
-    if reset_ttl is not None or not _settle_plainly(caller, wanted, outcome, released):
+    is_long = caller.is_sandbox or reset_ttl is not None or _earns(wanted, outcome)
+    if is_long or not _settle_plainly(caller, wanted, outcome, released):
         _settle(caller, wanted, outcome, reset_ttl, released)
+
+
+def _earns(wanted: Wanted, outcome: Outcome) -> bool:
+    """ttl auto: the first hit of a minute moves the end. Exactly is decided under the lock."""
+    earns_from = wanted.prefix.earns_from if wanted.prefix is not None else None
+    is_use = outcome.is_hit and outcome.usage is not None
+    return is_use and earns_from is not None and earns_from <= datetime.now(UTC)
 
 
 def _settle_plainly(caller: Caller, wanted: Wanted, outcome: Outcome, released: slots.Release | None) -> bool:
@@ -325,7 +336,9 @@ def _settle(
         if released is not None:
             slots.give_back(released)
         if reset_ttl is not None:
-            _reset_ttl(account, caller, cache_id=reset_ttl[0], seconds=reset_ttl[1], at=at)
+            _move_end(account, caller, outcome, cache_id=reset_ttl[0], seconds=reset_ttl[1], at=at)
+        elif wanted.prefix is not None and _earns(wanted, outcome):
+            _move_end(account, caller, outcome, cache_id=wanted.prefix.cache_id, seconds=None, at=at)
     if outcome.lost_kv_reason is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
         lifecycle.kv_lost(
             caller.organization_id,
@@ -336,8 +349,14 @@ def _settle(
         )
 
 
-def _reset_ttl(
-    account: accounts.LockedAccount, caller: Caller, *, cache_id: str, seconds: int, at: datetime
+def _move_end(
+    account: accounts.LockedAccount,
+    caller: Caller,
+    outcome: Outcome,
+    *,
+    cache_id: str,
+    seconds: int | None,
+    at: datetime,
 ) -> None:
     row = (
         CacheObject.objects.of(caller.organization_id)
@@ -350,11 +369,12 @@ def _reset_ttl(
         return  # deleted while the call ran
     try:
         with transaction.atomic():
-            gates.require(caller, feature=FEATURE, at=at)
-            lifecycle.move_end(
+            gates.require(caller, feature=FEATURE, at=account.machine_at)
+            uses.use(
                 account,
                 row,
-                until=at + timedelta(seconds=seconds),
+                is_hit=outcome.is_hit,
+                reset_seconds=seconds,
                 at=at,
                 actor=caller.api_key_id,
                 cached_tokens_max=caller.tier.cached_tokens_max,
@@ -368,11 +388,12 @@ def prices(
     caller: Caller, serving: Serving, *, prefix: Prefix, prompt_tokens: int
 ) -> tuple[Decimal, Decimal, str]:
     """(price with the cache, price without it, currency) of a call that produces nothing."""
-    at = clock.now()
+    at = clock.now_of(caller.organization_id)
     currency = accounts.balance(caller.organization_id, at).currency
 
     def quote(of: Prefix | None) -> Decimal:
         return _quote(
+            organization_id=caller.organization_id,
             serving_model=serving.model,
             family=serving.family,
             currency=currency,
@@ -387,6 +408,7 @@ def prices(
 
 def _quote(
     *,
+    organization_id: str,
     serving_model: str,
     family: str,
     currency: str,
@@ -397,6 +419,7 @@ def _quote(
 ) -> Decimal:
     if prefix is None:
         return charging.call_quote(
+            organization_id=organization_id,
             model=serving_model,
             currency=currency,
             prompt_tokens=prompt_tokens,
@@ -404,6 +427,7 @@ def _quote(
             at=at,
         )
     return charging.cached_call_quote(
+        organization_id=organization_id,
         model=serving_model,
         family=family,
         currency=currency,

@@ -153,6 +153,7 @@ def _meant(caller: Caller, call: Call) -> _Meant:
             f"Invalid request: model: got {serving.model}, takes a model of the cache object's family "
             f"{named.model_family}"
         )
+    assert named.messages is not None
     request = msgspec.structs.replace(
         call.request,
         messages=[*named.messages, *call.request.messages],
@@ -175,12 +176,9 @@ def _matched_by_header(caller: Caller, call: Call, serving: Serving, reference: 
         named, call.request.messages, call.request.tools
     ):
         return unmatched
-    # Equal but for the order of keys: what was computed is the object's own form.
-    request = msgspec.structs.replace(
-        call.request,
-        messages=[*named.messages, *call.request.messages[named.message_count :]],
-        tools=named.tools,
-    )
+    # Equal but for the order of keys. A message's are known ones, which an engine takes by their names; a tool's
+    # parameters stand in the prompt as they come: what was computed is the object's own form.
+    request = msgspec.structs.replace(call.request, tools=named.tools)
     return _Meant(
         request=request, serving=serving, named=named, prefix=named if named.status == ACTIVE else None
     )

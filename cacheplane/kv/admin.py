@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from unfold.decorators import display
 
-from cacheplane.access.admin import ReadOnlyAdmin
+from cacheplane.access.admin_pages import ReadOnlyAdmin
 from cacheplane.kv.models import KVState
 
 

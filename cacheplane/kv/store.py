@@ -25,7 +25,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedKV:
-    """What a prefill left on the disk, ready to be recorded: the engine's handle without the engine's words."""
+    """What a prefill left on the disk, ready to be recorded: the engine's handle without the engine's words.
+
+    `prefill_ms` is how long the engine worked on it, as the worker measured it; None: not measured.
+    """
 
     engine_id: int
     filename: str
@@ -34,6 +37,7 @@ class SavedKV:
     sha256: str
     blake3: str
     fingerprint: str
+    prefill_ms: int | None = None
 
 
 def filename_for(*, cache_id: str, fence: int) -> str:

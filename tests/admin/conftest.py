@@ -13,11 +13,13 @@ from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.test import Client
 
-from billing import accounts, charging, clock
+from billing import accounts, charging, clock, invoicing
+from billing.budgets import Budget
+from billing.models import ExportPosition, ExportTally
 from cacheplane.access import api_keys, gates, organizations, rate_limits
 from cacheplane.access.models import FeatureGate
 from cacheplane.access.organizations import NewOrganization
-from cacheplane.caching import idempotency, lifecycle, reminders, tags
+from cacheplane.caching import changes, idempotency, lifecycle, reminders, tags
 from cacheplane.caching.idempotency import Once
 from cacheplane.caching.models import CacheObject
 from cacheplane.engines.models import Engine, EngineSlot, ModelFamily, ServedModel
@@ -183,6 +185,13 @@ def _fill(name: str) -> PayingOrganization:
             tags.point(made.organization_id, "acme", cache_id=row.id, at=at, actor="test")
         once = Once(key="acme", body_digest="0" * 64)
         idempotency.remember(made.organization_id, once, cache_id=rows[0].id, at=at)
+    budget = Budget(amount=Decimal(1_000_000), per="month")
+    changes.set_organization_budget(made.organization_id, budget, operator="test", reason="test")
+    invoicing.make(made.organization_id, at=clock.now() + timedelta(days=40))
+    position = ExportPosition.objects.create(sink=f"file:///srv/{name}")
+    ExportTally.objects.create(
+        position=position, meter="call", hour=at, currency="CNY", events=1, quantity=1, amount=Decimal("0.02")
+    )
     gateway_id = uuid4()
     rate_limits.heartbeat(gateway_id=gateway_id, host="host-a", pid=7)
     caller = api_keys.authenticate(made.new.issued_key.secret)

@@ -24,7 +24,7 @@ registered = sorted(
     key=lambda model: model._meta.label,
 )
 each_table = pytest.mark.parametrize("model", registered, ids=lambda model: model._meta.label)
-MONEY = ["ledgerentry", "ledgeraccount", "meterevent", "hold", "storagesegment", "storageline"]
+MONEY = ["ledgerentry", "ledgeraccount", "meterevent", "hold", "storagesegment", "storageline", "invoice"]
 
 
 def _url(model: type[Model], view: str, *args: Any) -> str:

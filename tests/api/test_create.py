@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,51 @@ def test_a_new_object_is_echoed_as_the_contract_says(caller):
     assert abs(body["created_at"] - time.time()) < 30
     assert body["expired_at"] == body["created_at"] + 600
     assert body["tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quotes \" ' '' and backslashes \\ \\\\ \\n \\u0041",
+        "%s %(a)s %% $1 :a {0} {{a}} -- ; /* $$ E'\\x41'",
+        "tab \t, line \r\n, \x01\x1f\x7f, \u2028\u2029, \ufeff",
+        "北京 — ümlaut — 😀 — e\u0301 \u00e9 — \uffff",
+        "<|im_end|> \\u0000 0",
+        " ",
+        "long " * 20_000,
+    ],
+    ids=["quoted", "placeholders", "control", "beyond ASCII", "signs", "blank", "long"],
+)
+def test_what_is_kept_is_what_was_sent(caller, text):
+    from cacheplane.caching.digests import digest
+    from cacheplane.caching.models import CacheObject
+
+    call = {"id": "f:0", "type": "function", "function": {"name": "f", "arguments": json.dumps({"a": text})}}
+    messages = [
+        {"role": "user", "content": text},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "f:0", "content": text},
+    ]
+    made = caller.request("POST", "/v1/caching", {"model": "moonshot-v1", "messages": messages}).json
+    assert as_sent(made["messages"]) == messages
+    assert as_sent(caller.get(made["id"]).json["messages"]) == messages
+    row = CacheObject.objects.get(id=made["id"])
+    assert (row.message_count, row.digest) == (4, digest(row.messages, None))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        '{"maximum": 123456789012345678901234567890, "minimum": -9223372036854775809}',
+        '{"default": -0.0, "multipleOf": 1e-300, "minimum": -1.5, "maximum": 1e18}',
+        '{"b": {"b": [{"b": 1, "a": 2}], "a": null}, "a": []}',
+    ],
+)
+def test_what_a_tools_parameters_say_is_kept(caller, parameters):
+    tool = {"type": "function", "function": {"name": "f", "parameters": json.loads(parameters)}}
+    made = caller.create(tools=[tool]).json
+    assert made["tools"] == caller.get(made["id"]).json["tools"] == [tool]
 
 
 def test_it_becomes_active_and_stays_what_it_was(caller):

@@ -12,7 +12,7 @@ from tests.conftest import wait_for
 
 HELLO = {"role": "user", "content": "Hello there."}
 PRICE = books.TOKENS["moonshot-v1-8k"]
-LONG = 2000
+LONG = 1200
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_the_hold_grows_with_the_answer(caller, prompt_tokens):
     assert prompt_tokens <= prompt <= prompt_tokens + 2 * len(HELLO["content"]), (
         "bounded, where money is ample"
     )
-    assert set(seen) <= {prompt + tokens for tokens in (512, 1024, 1536, LONG)}
-    assert len(set(seen)) >= 3
+    assert set(seen) <= {prompt + tokens for tokens in (512, 1024, LONG)}
+    assert len(set(seen)) >= 2
     assert books.purse(caller)[1] == 0
 
 
@@ -62,7 +62,7 @@ def test_a_hold_that_covers_the_whole_answer_never_grows(caller, prompt_tokens):
     assert prompt_tokens + 300 <= held <= prompt_tokens + 300 + 2 * len(HELLO["content"])
 
 
-@pytest.mark.parametrize("tokens", [512, 513, 1100])
+@pytest.mark.parametrize("tokens", [512, 513, 700])
 def test_where_the_money_ends_the_answer_ends_to_the_token(with_money_for, tokens):
     poor = with_money_for(tokens)
     answer = poor.chat(HELLO, max_tokens=LONG)
@@ -86,18 +86,18 @@ def test_a_stream_ends_cleanly_where_the_money_ends(with_money_for):
 
 
 def test_answers_that_no_money_is_left_for_are_told_as_cut(with_money_for):
-    poor = with_money_for(900)
+    poor = with_money_for(700)
     answer = poor.chat(HELLO, n=3, max_tokens=600)
     assert answer.status == 200, answer.body
     assert [choice["index"] for choice in answer.json["choices"]] == [0, 1, 2]
     assert {choice["finish_reason"] for choice in answer.json["choices"]} == {"length"}
     assert [bool(choice["message"]["content"]) for choice in answer.json["choices"]] == [True, True, False]
-    assert answer.json["usage"]["completion_tokens"] == 900
+    assert answer.json["usage"]["completion_tokens"] == 700
     assert books.purse(poor) == (PRICE / 2, 0)
 
 
 def test_the_slot_is_free_again_after_a_cut(with_money_for, caller):
-    for _ in range(5):
+    for _ in range(3):
         assert with_money_for(512).chat(HELLO, max_tokens=LONG).status == 200
     answers = [caller.chat(HELLO, max_tokens=2) for _ in range(5)]
     assert {answer.status for answer in answers} == {200}
@@ -111,8 +111,8 @@ def test_who_cannot_pay_the_beginning_is_refused(with_money_for):
 
 
 def test_large_answers_do_not_keep_each_other_from_beginning(with_money_for):
-    """Money for three beginnings is enough for three calls at once, however much each may ask for."""
-    caller = with_money_for(3 * 512 + 3 * 40)
+    """Money for one whole answer lets three begin at once: each may need it, and none does yet."""
+    caller = with_money_for(6000)
     calls = [Call(caller, HELLO, stream=True, max_tokens=6000) for _ in range(3)]
     for call in calls:
         call.__enter__()

@@ -69,6 +69,48 @@ def test_keys_inside_a_tools_parameters_may_come_in_any_order(caller):
         assert answer.json["usage"]["cached_tokens"] == active["tokens"]
 
 
+def test_a_number_in_a_tools_parameters_is_counted_as_it_is_kept(caller):
+    parameters = {"type": "object", "properties": {"a": {"maximum": 1e18, "minimum": -0.0, "default": 1.5}}}
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}
+    active = caller.active(tools=[tool])
+    answer = ask(caller, active, tools=[tool])
+    assert answer.headers["msh-context-cache-token-saved"] == str(active["tokens"])
+    assert answer.json["usage"]["cached_tokens"] == active["tokens"]
+    assert str(active["tools"]) == str(caller.create(tools=[tool]).json["tools"])
+
+
+def test_keys_inside_a_tool_call_may_come_in_any_order(caller):
+    call = {"id": "f:0", "type": "function", "function": {"name": "f", "arguments": '{"b": 1, "a": [2]}'}}
+    messages = [
+        {"role": "user", "content": "Hello.", "name": "somebody"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "f:0", "content": "Done."},
+    ]
+    active = caller.active(messages=messages)
+    call = {"function": dict(reversed(call["function"].items())), "type": "function", "id": "f:0"}
+    turned = [messages[0], {"tool_calls": [call], "role": "assistant"}, dict(reversed(messages[2].items()))]
+    for sent in (messages, turned):
+        answer = ask(caller, active, messages=sent)
+        assert answer.headers.get("msh-context-cache-id") == active["id"]
+        assert answer.json["usage"]["cached_tokens"] == active["tokens"]
+        assert answer.json["usage"] == caller.ask(active["id"]).json["usage"]
+
+
+def test_a_match_does_not_carry_the_objects_messages(caller, django_assert_num_queries):
+    from cacheplane.access import api_keys
+    from cacheplane.gateway import matching
+    from cacheplane.gateway.matching import Reference
+
+    made = caller.create().json
+    known = api_keys.authenticate(caller.key)
+    with django_assert_num_queries(1):
+        named_by_header = matching.find(known, Reference(cache_id=made["id"], is_message=False))
+    named_by_message = matching.find(known, Reference(cache_id=made["id"]))
+    assert named_by_header.messages is None
+    assert named_by_message.messages is not None
+    assert matching.is_prefix_of(named_by_header, named_by_message.messages, None)
+
+
 def test_null_and_absent_tools_are_the_same(caller):
     active = caller.active(tools=None)
     assert ask(caller, active, tools=None).json["usage"]["cached_tokens"] == active["tokens"]

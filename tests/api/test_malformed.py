@@ -149,6 +149,38 @@ def test_a_creation_refuses_a_key_that_comes_twice(bystander):
 
 
 @pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ('"metadata":{"a":"b","a":"b"}', "a: got it more than once"),
+        (
+            '"tools":[{"type":"function","function":{"name":"f","parameters":{"a":{"b":1,"b":1}}}}]',
+            "b: got it",
+        ),
+        ('"unknown":[[{"c":1,"\\u0063":2}]]', "c: got it more than once"),
+        ('"name":"a\\u0000b"', "name: got a NUL"),
+        ('"metadata":{"a":"\\u0000"}', "metadata.a: got a NUL"),
+        ('"tools":[{"type":"function","function":{"name":"f","parameters":{"\\u0000":1}}}]', "tools[0]"),
+        ('"name":"\\ud800"', "the body is not JSON"),
+        ('"name":"\ud800"', "the body is not JSON"),
+        (f'"unknown":{nested(10_000)}', "the body is nested too deeply"),
+        (f'"tools":[{nested(10_000)}]', "the body is nested too deeply"),
+        ('"tools":[{"type":"function","function":{"name":"f","parameters":{"a":1e400}}}]', ""),
+        ('"ttl":1e400', "ttl: "),
+    ],
+)
+def test_a_creation_refuses_what_a_call_refuses(bystander, fields, told):
+    made = f'{{"model":"moonshot-v1","messages":[{{"role":"user","content":"x"}}],{fields}}}'
+    answer = bystander.request("POST", "/v1/caching", made.encode("utf-8", "surrogatepass"))
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error"), answer.body
+    assert answer.error["message"].startswith(f"Invalid request: {told}")
+
+
+def test_a_number_in_what_is_ignored_may_be_of_any_size(caller):
+    made = '{"model":"moonshot-v1","messages":[{"role":"user","content":"x"}],"unknown":[1e400,-0.0,%s]}'
+    assert caller.request("POST", "/v1/caching", (made % ("9" * 5_000)).encode()).status == 200
+
+
+@pytest.mark.parametrize(
     "parameters",
     [
         '{"type":"nonsense"}',

@@ -209,7 +209,9 @@ async def test_a_prefix_is_served_whole_to_a_call_that_goes_on_from_it(
     engine: LlamaCppEngine, server: Server, name: str, tools: list[dict[str, Any]] | None
 ) -> None:
     prefix = await engine.prefix_tokens(PREFIXES[name], tools)
+    assert await engine.count_prefix_tokens(PREFIXES[name], tools) == len(prefix)
     handle = await engine.prefill(prefix, slot=0, filename="whole.kv")
+    assert handle.prefill_ms is not None and handle.prefill_ms >= 0
     await engine.erase(slot=0)
     await engine.restore(handle, slot=0)
     used = final_usage(await answer(engine, request([*PREFIXES[name], QUESTION], tools=tools)))
@@ -747,6 +749,8 @@ async def test_a_template_that_rewrites_the_past_cannot_be_cached(
     server = start_operators(chat_template=template)
     with pytest.raises(InvalidRequest, match="template"):
         await server.adapter().prefix_tokens(ENGLISH, None)
+    with pytest.raises(InvalidRequest):
+        await server.adapter().count_prefix_tokens(ENGLISH, None)
     server.stop(9)
 
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import DataError, connection
 
 from cacheplane import database
 from tests.conftest import wait_for
@@ -63,3 +63,28 @@ def test_connections_that_the_server_ended_are_replaced_before_a_call_uses_them(
     after = in_every_thread(backend)
     assert len(set(after)) == THREADS
     assert not set(after) & set(before)
+
+
+# --- Values beside their statement -------------------------------------------------------------------------------
+
+
+def as_the_server_got_it() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid() AND %s::text <> ''",
+            ["a megabyte"],
+        )
+        return cursor.fetchone()[0]
+
+
+def test_values_go_beside_the_statement_within_the_block_alone():
+    assert "'a megabyte'" in as_the_server_got_it()
+    with database.values_apart():
+        assert "a megabyte" not in as_the_server_got_it()
+    assert "'a megabyte'" in as_the_server_got_it()
+
+
+def test_a_statement_that_fails_within_the_block_leaves_the_connection_as_it_was():
+    with pytest.raises(DataError), database.values_apart(), connection.cursor() as cursor:
+        cursor.execute("SELECT %s::jsonb", ["no JSON"])
+    assert "'a megabyte'" in as_the_server_got_it()

@@ -18,6 +18,9 @@ def chat(**fields):
     return kimi.parse_chat(json.dumps(body).encode(), header_reference=None)
 
 
+WEEK = {"windows": [{"days": "mon-fri", "from": "09:00", "to": "24:00"}]}
+
+
 def create(**fields):
     body = {"model": "moonshot-v1", "messages": [USER], **fields}
     return kimi.decode(json.dumps(body).encode(), kimi.CreateCache)
@@ -210,7 +213,15 @@ class TestCreate:
             ({"description": "d" * 513}, "description: "),
             ({"metadata": {str(i): "" for i in range(17)}}, "metadata: "),
             ({"metadata": {"k": 1}}, "metadata[...]: expected str, got int"),
-            ({"ttl": "3600"}, "ttl: expected int | null, got str"),
+            ({"ttl": 1.5}, "ttl: expected int | str | null, got float"),
+            ({"ttl_cap": 0}, "ttl_cap: expected int >= 1"),
+            ({"budget": {"amount": 1.5}}, "budget.amount: expected str | null, got float"),
+            ({"budget": {"amount": "1", "per": "day"}}, "budget.per: "),
+            ({"schedule": {"windows": []}}, "schedule.windows: "),
+            (
+                {"schedule": {"windows": [{"days": "mon", "to": "10:00"}]}},
+                "schedule.windows[0]: missing field from",
+            ),
             ({"ttl": 10**30}, "ttl: "),
         ],
     )
@@ -226,10 +237,41 @@ class TestCreate:
         [((60, None), (60, None)), ((60, -1), (60, None)), ((0, 0), (None, None)), ((None, 99), (None, 99))],
     )
     def test_zero_and_negative_ends_are_not_given(self, given, taken):
-        assert kimi.check_lifetime(*given) == taken
+        ttl, expired_at = given
+        assert kimi.check_lifetime(kimi.UpdateCache(ttl=ttl, expired_at=expired_at)) == taken
 
     def test_two_ends_are_refused(self):
-        assert "takes one of the two" in refusal(kimi.check_lifetime, 60, 99)
+        assert "takes one of the two" in refusal(kimi.check_lifetime, kimi.UpdateCache(ttl=60, expired_at=99))
+
+    @pytest.mark.parametrize(
+        ("fields", "sentence"),
+        [
+            ({"ttl": "3600"}, "ttl: got '3600', takes seconds, or \"auto\""),
+            ({"ttl": "auto", "expired_at": 99}, "ttl: got auto beside expired_at 99, takes one of the two"),
+            ({"ttl_cap": 60}, 'ttl_cap: got 60, takes one beside "ttl": "auto" alone'),
+            ({"ttl": 60, "ttl_cap": 60}, 'ttl_cap: got 60, takes one beside "ttl": "auto" alone'),
+            ({"ttl": 60, "schedule": WEEK}, "ttl: got 60, takes none beside a schedule"),
+            ({"ttl": "auto", "schedule": WEEK}, "ttl: got 'auto', takes none beside a schedule"),
+            ({"expired_at": 60, "schedule": WEEK}, "expired_at: got 60, takes none beside a schedule"),
+        ],
+    )
+    def test_one_thing_decides_the_end(self, fields, sentence):
+        assert f"Invalid request: {sentence}" == refusal(kimi.check_lifetime, create(**fields))
+
+    def test_auto_and_schedules_have_no_end_of_their_own(self):
+        for taken in ({"ttl": "auto", "ttl_cap": 60}, {"schedule": WEEK, "ttl": 0}):
+            assert kimi.check_lifetime(create(**taken)) == (None, None)
+
+    @pytest.mark.parametrize(
+        "amount", ["0", "0.00", "-1", "1e3", "1.0000000001", "", "1,5", " 1", "NaN", "01"]
+    )
+    def test_a_budget_is_an_exact_amount_above_nothing(self, amount):
+        found = refusal(kimi.check_budget, create(budget={"amount": amount}).budget)
+        assert found.startswith(f"Invalid request: budget.amount: got {amount!r}, takes an amount above 0")
+
+    @pytest.mark.parametrize("amount", ["0.000000001", "12.5", "999999999999", None])
+    def test_amounts_that_are_taken(self, amount):
+        kimi.check_budget(create(budget={"amount": amount}).budget)
 
 
 def test_an_answer_is_put_together_from_its_steps():

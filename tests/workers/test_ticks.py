@@ -15,7 +15,7 @@ import pytest
 from django.db import connection
 
 from billing import accounts, audit, charging, clock
-from billing.models import Hold, LedgerEntry, MeterEvent
+from billing.models import Hold, Invoice, LedgerEntry, MeterEvent
 from cacheplane import dispatch
 from cacheplane.access import api_keys, organizations, rate_limits
 from cacheplane.access.callers import Caller
@@ -30,6 +30,7 @@ from cacheplane.errors import EngineError
 from cacheplane.gateway import admission
 from cacheplane.kv.models import KVState
 from cacheplane.kv.store import SavedKV
+from tests.domain.billing.conftest import make_payer
 from workers import expiry, sweeping, ticks
 from workers import metering as metering_jobs
 from workers import precompute as precompute_jobs
@@ -409,3 +410,12 @@ def test_an_engine_is_given_the_objects_of_its_families_alone(
     assert lifecycle.claim_next(owner="w", families=["aurora"]) is None
     claim = lifecycle.claim_next(owner="w", families=registry.families_of(engine))
     assert claim is not None and claim.cache_id == row.id
+
+
+def test_a_month_that_is_over_is_invoiced_once() -> None:
+    payer = make_payer(recharged="20")
+    payer.call(prompt=1_000_000, hold="12")
+    for _ in range(2):
+        metering_jobs.make_invoices()
+    [invoice] = Invoice.objects.filter(organization_id=payer.organization_id)
+    assert (f"{invoice.month:%Y-%m}", invoice.amount) == ("2024-07", 12)

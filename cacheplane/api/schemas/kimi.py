@@ -1,6 +1,14 @@
 """The Kimi dialect, by the names of its parts. Pure: bytes and dictionaries, no framework."""
 
-from cacheplane.api.schemas.caching import CreateCache, UpdateCache, check_lifetime, check_metadata
+from cacheplane.api.schemas.caching import (
+    CreateCache,
+    SpendingBudget,
+    UpdateCache,
+    WeeklySchedule,
+    check_budget,
+    check_lifetime,
+    check_metadata,
+)
 from cacheplane.api.schemas.chat_answer import (
     chunk_out,
     completion_out,
@@ -21,9 +29,12 @@ __all__ = [
     "CountTokens",
     "CreateCache",
     "ParsedChat",
+    "SpendingBudget",
     "UpdateCache",
+    "WeeklySchedule",
     "as_messages",
     "as_tools",
+    "check_budget",
     "check_lifetime",
     "check_metadata",
     "chunk_out",

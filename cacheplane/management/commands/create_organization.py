@@ -1,4 +1,4 @@
-"""`manage.py create_organization NAME --tier tier5 --recharge 20000 [--voucher 1000] [--json]`."""
+"""`manage.py create_organization NAME --tier tier5 --recharge 20000 [--voucher 1000] [--currency USD] [--json]`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
-from cacheplane.access import organizations
-from cacheplane.access.organizations import NewOrganization
+from cacheplane.access import organizations, tiers
+from cacheplane.access.models import Organization
+from cacheplane.access.organizations import HOUSE_CURRENCY, NewOrganization
 from cacheplane.errors import InvalidRequest
 
 AMOUNT_MAX = Decimal(10) ** 12
@@ -20,7 +21,7 @@ SMALLEST_AMOUNT = Decimal("0.000000001")
 
 
 def amount(text: str) -> Decimal:
-    """A positive amount of ¥ with at most 9 decimals, or argparse's own complaint that names the option."""
+    """A positive amount with at most 9 decimals, or argparse's own complaint that names the option."""
     try:
         value = Decimal(text)
     except InvalidOperation:
@@ -39,20 +40,30 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", metavar="NAME", help="what the organization is called")
-        parser.add_argument("--tier", default="tier0", help="tier0 to tier5 (default: tier0)")
+        parser.add_argument("--tier", help="tier0 to tier5, whatever it recharges (default: as earned)")
+        parser.add_argument("--currency", default=HOUSE_CURRENCY, help="CNY or USD, for good (default: CNY)")
         parser.add_argument(
-            "--recharge", type=amount, metavar="CNY", help="put this much cash into its purse"
+            "--recharge", type=amount, metavar="AMOUNT", help="put this much cash into its purse"
         )
         parser.add_argument(
-            "--voucher", type=amount, metavar="CNY", help="put a voucher of this much into its purse"
+            "--voucher", type=amount, metavar="AMOUNT", help="put a voucher of this much into its purse"
+        )
+        parser.add_argument(
+            "--sandbox", action="store_true", help="with a clock of its own, to rehearse bills; for good"
         )
         parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        operator = f"create_organization ({_account_name()})"
+        operator = f"create_organization ({account_name()})"
         try:
             with transaction.atomic():
-                new = organizations.create(name=options["name"], tier_slug=options["tier"], operator=operator)
+                new = organizations.create(
+                    name=options["name"],
+                    tier_slug=options["tier"],
+                    currency=options["currency"],
+                    kind=Organization.Kind.SANDBOX if options["sandbox"] else Organization.Kind.STANDARD,
+                    operator=operator,
+                )
                 for purse, value in (("cash", options["recharge"]), ("voucher", options["voucher"])):
                     if value is not None:
                         _recharge(new, purse=purse, value=value, operator=operator)
@@ -64,7 +75,8 @@ class Command(BaseCommand):
         made = {
             "organization": new.organization.id,
             "name": new.organization.name,
-            "tier": new.organization.tier_id,
+            "kind": str(new.organization.kind),
+            "tier": tiers.tier_now(Organization.objects.get(id=new.organization.id)).slug,
             "project": new.project.id,
             "api_key_id": new.issued_key.key.id,
             "api_key": new.issued_key.secret,
@@ -88,7 +100,7 @@ def _recharge(new: NewOrganization, *, purse: str, value: Decimal, operator: str
     )
 
 
-def _account_name() -> str:
+def account_name() -> str:
     """The operating system's name for who runs this, for the audit; a container may have none."""
     try:
         return getpass.getuser()

@@ -9,7 +9,6 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from billing import clock, price_book
-from billing.errors import NoPrice
 from billing.models import Meter
 from cacheplane.engines import registry
 from cacheplane.errors import EngineError
@@ -80,15 +79,7 @@ class Command(BaseCommand):
         wanted = [(meter, family) for meter in (Meter.CREATION, Meter.STORAGE, Meter.CALL)]
         wanted += [(meter, name) for name in sized for meter in (Meter.PROMPT, Meter.COMPLETION)]
         for meter, model in wanted:
-            if not _has_price(meter=meter, model=model):
+            if not price_book.is_priced(meter=meter, model=model, currency=CURRENCY, at=clock.now()):
                 self.stdout.write(
                     f"No price yet for {meter} of {model}: announce one in the admin, under Prices."
                 )
-
-
-def _has_price(*, meter: str, model: str) -> bool:
-    try:
-        price_book.price_at(meter=meter, model=model, currency=CURRENCY, at=clock.now())
-    except NoPrice:
-        return False
-    return True

@@ -80,7 +80,12 @@ def hold(call: Call) -> bool:
 
 
 def _quote(call: Call, *, currency: str, at: datetime) -> Decimal:
-    used: dict[str, Any] = {"currency": currency, "completion_tokens": call.completion, "at": at}
+    used: dict[str, Any] = {
+        "organization_id": call.organization_id,
+        "currency": currency,
+        "completion_tokens": call.completion,
+        "at": at,
+    }
     if call.subject is None:
         return charging.call_quote(model=call.model, prompt_tokens=call.prompt, **used)
     return charging.cached_call_quote(

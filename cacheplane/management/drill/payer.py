@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import transaction
 
-from billing import accounts, charging, holds, storage
+from billing import accounts, charging, holds, price_tiers, storage
 from billing.accounts import Balance, LockedAccount
 from billing.charging import ChargedCall, Recharged
 from billing.models import LedgerEntry, StorageSegment
@@ -141,7 +141,13 @@ class Payer:
         """A creation as the control plane does it: hold at the request; charge and start storing on activation."""
         with transaction.atomic():
             account = self.locked()
-            quote = charging.creation_quote(model=self.family, tokens=tokens, currency="CNY", at=self.at)
+            quote = charging.creation_quote(
+                organization_id=self.organization_id,
+                model=self.family,
+                tokens=tokens,
+                currency=account.currency,
+                at=self.at,
+            )
             reference = uuid.uuid4()
             holds.place(
                 account, reference=reference, kind="creation", subject=subject, amount=quote.total, at=self.at
@@ -191,6 +197,16 @@ class Payer:
             account = self.locked()
             storage.settle(account, at=self.at)
             return account
+
+    def change_tier(
+        self, tier: str, *, hours: float | None = None, then: str | None = None, at: datetime | None = None
+    ) -> bool:
+        """Now, or `at`: whose prices it pays from then on, for some hours or for good."""
+        with transaction.atomic():
+            account = self.locked()
+            at = at or account.locked_at
+            until = None if hours is None else at + timedelta(hours=hours)
+            return price_tiers.change(account, tier=tier, at=at, until=until, then=then)
 
     def correct(self, entry: LedgerEntry) -> LedgerEntry:
         with transaction.atomic():

@@ -9,8 +9,8 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
-from billing import accounts, clock
-from cacheplane.access import api_keys, organizations
+from billing import accounts, clock, price_book
+from cacheplane.access import api_keys, organizations, tiers
 from cacheplane.access.models import ApiKey, AuditEntry, Organization, Project, RateState
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
 
@@ -62,6 +62,7 @@ def test_what_was_done_is_audited_without_the_secret():
         "organization.create",
         "api_key.issue",
         "organization.recharge",
+        "organization.earn_tier",
     }
     assert all(entry.operator.startswith("create_organization (") for entry in trail)
     assert made["api_key"] not in str(list(trail.values()))
@@ -127,11 +128,11 @@ def test_suspending_and_resuming_take_turns_and_a_reason():
 
 def test_another_tier_brings_its_limits():
     new = organizations.create(name="Acme", tier_slug="tier0", operator="ada")
-    organizations.set_tier(
+    tiers.override(
         organization_id=new.organization.id, tier_slug="tier3", reason="contract signed", operator="ada"
     )
     assert api_keys.authenticate(new.issued_key.secret).tier.concurrency == 200
-    assert AuditEntry.objects.get(action="organization.set_tier").detail == {"from": "tier0", "to": "tier3"}
+    assert AuditEntry.objects.latest("id").detail == {"from": "tier0", "to": "tier3", "until": None}
 
 
 def test_the_same_recharge_twice_is_money_once():
@@ -146,3 +147,39 @@ def test_the_same_recharge_twice_is_money_once():
             idempotency_key="transfer-77",
         )
     assert _balance(new.organization.id).cash == Decimal("12.5")
+
+
+# --- Currency -------------------------------------------------------------------------------------------------
+
+
+def test_dollars_take_a_whole_price_list_in_dollars_first():
+    with pytest.raises(CommandError) as refusal:
+        _run("Acme", "--currency", "USD")
+    assert "there is no USD price for call of moonshot-v1, completion of moonshot-v1-128k" in str(
+        refusal.value
+    )
+    assert not Organization.objects.exists()
+    for meter, model in price_book.unpriced("USD", reference="CNY", at=clock.now()):
+        price_book.publish(
+            meter=meter, model=model, currency="USD", per_million=Decimal(3), valid_from=clock.now()
+        )
+    made = json.loads(_run("Acme", "--currency", "USD", "--recharge", "20", "--json").splitlines()[-1])
+    balance = _balance(made["organization"])
+    assert (balance.currency, balance.available, made["tier"]) == ("USD", Decimal(20), "tier0")
+
+
+def test_another_currency_is_refused_and_the_known_ones_are_named():
+    with pytest.raises(CommandError, match="currency got 'EUR', it takes one of CNY, USD"):
+        _run("Acme", "--currency", "EUR")
+
+
+def test_a_recharge_without_a_tier_given_earns_one():
+    assert json.loads(_run("Acme", "--recharge", "500", "--json").splitlines()[-1])["tier"] == "tier3"
+
+
+@pytest.mark.parametrize(("options", "kind"), [([], "standard"), (["--sandbox"], "sandbox")])
+def test_a_sandbox_is_made_by_saying_so(options, kind):
+    made = json.loads(_run("Rehearsal", "--json", *options).splitlines()[-1])
+    assert made["kind"] == kind
+    assert Organization.objects.get(id=made["organization"]).kind == kind
+    assert api_keys.authenticate(made["api_key"]).is_sandbox is (kind == "sandbox")

@@ -23,14 +23,19 @@ STORAGE_HALVED = datetime(2024, 8, 6, 16, tzinfo=UTC)
 
 
 def test_a_creation_is_quoted_with_its_first_minute(db):
-    quote = charging.creation_quote(model=FAMILY, tokens=35_000, currency="CNY", at=NOON)
+    quote = charging.creation_quote(
+        organization_id="org-x", model=FAMILY, tokens=35_000, currency="CNY", at=NOON
+    )
     assert (quote.fee, quote.first_minute, quote.total) == (Decimal("0.84"), Decimal("0.35"), Decimal("1.19"))
-    later = charging.creation_quote(model=FAMILY, tokens=35_000, currency="CNY", at=STORAGE_HALVED)
+    later = charging.creation_quote(
+        organization_id="org-x", model=FAMILY, tokens=35_000, currency="CNY", at=STORAGE_HALVED
+    )
     assert (later.fee, later.storage_per_minute) == (Decimal("0.84"), Decimal("0.175"))
 
 
 def test_a_call_is_quoted_with_and_without_the_fee(db):
     tokens = {"prompt_tokens": 1000, "completion_tokens": 512, "currency": "CNY", "at": NOON}
+    tokens["organization_id"] = "org-x"
     plain = charging.call_quote(model="moonshot-v1-128k", **tokens)
     assert plain == Decimal("0.09072")
     assert charging.cached_call_quote(model="moonshot-v1-128k", family=FAMILY, **tokens) == plain + Decimal(
@@ -41,9 +46,9 @@ def test_a_call_is_quoted_with_and_without_the_fee(db):
 def test_what_has_no_price_is_not_quoted(db):
     for model, at in [("unheard-of", NOON), (FAMILY, NOON - timedelta(days=30))]:
         with pytest.raises(NoPrice):
-            charging.creation_quote(model=model, tokens=1, currency="CNY", at=at)
+            charging.creation_quote(organization_id="org-x", model=model, tokens=1, currency="CNY", at=at)
     with pytest.raises(NoPrice):
-        charging.creation_quote(model=FAMILY, tokens=1, currency="USD", at=NOON)
+        charging.creation_quote(organization_id="org-x", model=FAMILY, tokens=1, currency="USD", at=NOON)
 
 
 # --- Creation -------------------------------------------------------------------------------------------------

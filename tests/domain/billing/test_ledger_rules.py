@@ -72,7 +72,10 @@ def test_an_entry_has_two_sides_and_an_amount(busy):
         "debit_id, credit_id, amount, organization_id, currency, purse_id, purse_sequence, balance_after,"
         " idempotency_key, kind, reason, operator, request_id, created_at"
     )
-    values = "organization_id, currency, purse_id, 99, 1, 'k', kind, reason, operator, '', created_at"
+    next_one = "(SELECT max(purse_sequence) + 1 FROM billing_ledgerentry)"
+    values = (
+        f"organization_id, currency, purse_id, {next_one}, 1, 'k', kind, reason, operator, '', created_at"
+    )
     source = "FROM billing_ledgerentry WHERE kind = 'recharge'"
     one_sided = (
         f"INSERT INTO billing_ledgerentry ({columns}) SELECT credit_id, credit_id, 1, {values} {source}"
@@ -88,8 +91,16 @@ def test_an_entry_has_two_sides_and_an_amount(busy):
 
 def test_the_same_key_is_booked_once_by_the_database_too(busy):
     entry = busy.entries(kind="prompt")[0]
-    entry.pk, entry.purse_sequence = None, 99
+    entry.pk, entry.purse_sequence = None, len(busy.entries()) + 1
     with pytest.raises(IntegrityError, match="idempotency_key"), transaction.atomic():
+        entry.save(force_insert=True)
+
+
+def test_an_entry_comes_after_the_one_before_it(busy):
+    """A number that leaves a gap has nothing to be chained to."""
+    entry = busy.entries(kind="prompt")[0]
+    entry.pk, entry.purse_sequence, entry.idempotency_key = None, len(busy.entries()) + 2, "another"
+    with pytest.raises(IntegrityError, match="without the one before it"), transaction.atomic():
         entry.save(force_insert=True)
 
 

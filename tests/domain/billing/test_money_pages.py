@@ -11,7 +11,7 @@ from django.contrib.auth import get_user_model
 from django.test import Client
 from django.urls import reverse
 
-from billing import clock
+from billing import clock, exports, invoicing
 from billing.models import BillingAccount, LedgerEntry, Price, PricedItem
 
 pytestmark = pytest.mark.django_db
@@ -46,6 +46,10 @@ def busy(payer):
     payer.create("cache-1", tokens=10_000)
     payer.call(prompt=100, completion=10, subject="cache-1")
     payer.pass_time(minutes=5).settle()
+    invoicing.make(payer.organization_id, at=payer.at + timedelta(days=31))
+    payer.change_tier("tier3")
+    position = exports.position_of("file:///srv/usage")
+    exports.move(position, exports.next_batch(position, limit=100, below=2**63 - 1))
     return payer
 
 

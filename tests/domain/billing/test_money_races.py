@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import uuid
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from billing import accounts, charging, clock, holds, price_book, storage
+from billing import accounts, charging, clock, holds, invoicing, price_book, statements, storage, verification
 from billing.errors import BillingError, InsufficientFunds
 from billing.models import LedgerEntry, MeterEvent
+from billing.periods import day_at
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -117,6 +119,34 @@ def test_one_entry_is_undone_once(payer):
     assert payer.available == 100
 
 
+def test_a_month_is_invoiced_once(payer):
+    payer.call(prompt=1_000_000, hold=12)
+    later = payer.at + timedelta(days=60)
+    made = all_at_once([lambda: invoicing.make(payer.organization_id, at=later) for _ in range(8)])
+    assert sorted(map(len, made)) == [0] * 7 + [1]
+
+
+def test_statements_made_while_money_moves_prove_themselves(new_payer):
+    """Each is a whole: what is booked while it is read is on it, with all that belongs to it, or is not."""
+    payer = new_payer(recharged="20", at=clock.now())
+    payer.voucher(1, hours=1)
+    payer.store("cache-1", tokens=10_000, seconds=3600)
+    today = day_at(payer.at)
+
+    def read() -> list[verification.Proof]:
+        period = {"start": today - timedelta(days=1), "end": today + timedelta(days=2)}
+        made = [statements.statement(payer.organization_id, **period) for _ in range(10)]
+        return [verification.verify(json.dumps(each.as_document()).encode()) for each in made]
+
+    def call() -> None:
+        for _ in range(15):
+            payer.call(prompt=3000, completion=100, subject="cache-1")
+
+    outcomes = all_at_once([read, read, call, call, call])
+    assert [len(proofs) for proofs in outcomes[:2]] == [10, 10]
+    assert len(payer.entries(kind="prompt")) >= 45
+
+
 def test_accounts_do_not_wait_for_each_other(payer, new_payer):
     """One account locked for good, another one spends: no row is shared that a call must write."""
     other = new_payer(recharged="10")
@@ -190,4 +220,71 @@ def test_an_announcement_waits_for_who_is_reading_prices(payer):
     all_at_once([open_and_linger, announce])
     assert order == ["opened", "announced"]
     assert storage.reprice() == 1
-    assert charging.creation_quote(model="moonshot-v1", tokens=1, currency="CNY", at=payer.at).fee > 0
+    assert (
+        charging.creation_quote(
+            organization_id=payer.organization_id, model="moonshot-v1", tokens=1, currency="CNY", at=payer.at
+        ).fee
+        > 0
+    )
+
+
+def test_a_tier_that_changes_under_calls_leaves_each_at_the_price_it_was_quoted(new_payer):
+    """The audit after the test rates every call again by the tier of its instant."""
+    payer, now = new_payer(recharged="1000"), clock.now()
+    for tier, per_million in (("tier1", 1_000), ("", 7_000)):
+        for meter in ("prompt", "completion"):
+            price_book.publish(
+                meter=meter,
+                model="brand-new",
+                currency="CNY",
+                tier=tier,
+                per_million=Decimal(per_million),
+                valid_from=now,
+            )
+
+    def call() -> Decimal:
+        reference = uuid.uuid4()
+        with transaction.atomic():
+            account = payer.locked()
+            began = account.locked_at
+            quote = charging.call_quote(
+                organization_id=payer.organization_id,
+                model="brand-new",
+                currency="CNY",
+                prompt_tokens=1000,
+                completion_tokens=0,
+                at=began,
+            )
+            holds.place(
+                account, reference=reference, kind="call", subject="x", amount=quote, at=account.locked_at
+            )
+        with transaction.atomic():
+            account = payer.locked()
+            charged = charging.charge_call(
+                account,
+                hold_reference=reference,
+                call_id=str(reference),
+                subject=None,
+                family="moonshot-v1",
+                model="brand-new",
+                prompt_tokens=1000,
+                cached_tokens=0,
+                completion_tokens=0,
+                started_at=began,
+                at=account.locked_at,
+                api_key_id="",
+                request_id="",
+            )
+        assert (charged.total, charged.waived) == (quote, 0)
+        return quote
+
+    flips = [partial(payer.change_tier, tier) for tier in ("tier1", "tier0") * 8]
+    works: list[Callable[[], Any]] = [call] * 24 + flips
+    random.Random(7).shuffle(works)
+    everything = all_at_once(works)
+    failed = [one for one in everything if isinstance(one, BaseException)]
+    assert not failed, failed
+    outcomes = [one for one in everything if isinstance(one, Decimal)]
+    assert len(outcomes) == 24
+    assert set(outcomes) <= {Decimal(1), Decimal(7)}
+    assert payer.available == 1000 - sum(outcomes)

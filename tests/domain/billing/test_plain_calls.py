@@ -50,6 +50,7 @@ def world(payer: Payer) -> dict[str, Any]:
             MeterEvent.objects.filter(**of).values_list(
                 *("source", "source_key", "meter", "subject", "model", "quantity", "unit"),
                 *("occurred_at", "api_key_id", "request_id", "first_minute", "end_minute"),
+                *("cached_tokens", "called_model"),
             ),
             key=str,
         ),
@@ -166,7 +167,9 @@ def way_of_settling(
 def known_prices(payer: Payer) -> None:
     payer.locked()
     for meter, model in (("prompt", MODEL), ("completion", MODEL), ("call", FAMILY)):
-        price_book.price_at(meter=meter, model=model, currency=CURRENCY, at=clock.now())
+        price_book.price_at(
+            organization_id=payer.organization_id, meter=meter, model=model, currency=CURRENCY, at=clock.now()
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -218,6 +221,12 @@ def test_the_usual_call_is_plain():
     assert payer.spent("completion") == 10 * Decimal("0.000012")
     assert payer.balance.held == 0
     assert Hold.objects.get(reference=reference).state == "settled"
+    told = MeterEvent.objects.filter(organization_id=payer.organization_id)
+    assert {event.meter: (event.cached_tokens, event.called_model) for event in told} == {
+        "call": (500, MODEL),
+        "prompt": (None, ""),
+        "completion": (None, ""),
+    }
 
 
 def test_a_settlement_is_made_once_and_only_of_an_open_hold():

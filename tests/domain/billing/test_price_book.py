@@ -18,10 +18,13 @@ FAMILY = "moonshot-v1"
 BETA = datetime(2024, 6, 30, 16, tzinfo=UTC)
 STORAGE_HALVED = datetime(2024, 8, 6, 16, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+NOBODY = "org-without-a-tier"
 
 
 def per_million(meter: str, at: datetime, model: str = FAMILY) -> Decimal:
-    return price_book.price_at(meter=meter, model=model, currency="CNY", at=at).per_million
+    return price_book.price_at(
+        organization_id=NOBODY, meter=meter, model=model, currency="CNY", at=at
+    ).per_million
 
 
 def test_the_list_of_the_contract_is_there():
@@ -36,14 +39,14 @@ def test_the_list_of_the_contract_is_there():
 
 
 def test_a_unit_price_is_exact():
-    price = price_book.price_at(meter="call", model=FAMILY, currency="CNY", at=BETA)
+    price = price_book.price_at(organization_id=NOBODY, meter="call", model=FAMILY, currency="CNY", at=BETA)
     assert price.unit_price == Decimal("0.02")
     assert price.price_id == Price.objects.get(priced_item__meter="call").pk
 
 
 def test_prices_over_a_span_come_in_order_and_without_a_gap():
     pieces = price_book.prices_between(
-        meter="storage", model=FAMILY, currency="CNY", first=BETA, last=STORAGE_HALVED
+        organization_id=NOBODY, meter="storage", model=FAMILY, currency="CNY", first=BETA, last=STORAGE_HALVED
     )
     assert [(piece.valid_from, piece.unit_price) for piece in pieces] == [
         (BETA, Decimal("0.00001")),
@@ -57,7 +60,9 @@ def test_prices_over_a_span_come_in_order_and_without_a_gap():
 )
 def test_a_span_with_a_gap_has_no_price(first, last):
     with pytest.raises(NoPrice):
-        price_book.prices_between(meter="storage", model=FAMILY, currency="CNY", first=first, last=last)
+        price_book.prices_between(
+            organization_id=NOBODY, meter="storage", model=FAMILY, currency="CNY", first=first, last=last
+        )
 
 
 def test_a_gap_in_the_middle_and_an_end_are_seen():
@@ -70,7 +75,12 @@ def test_a_gap_in_the_middle_and_an_end_are_seen():
     for first, last in [(0.5, 2.5), (2.5, 3), (0, 1)]:
         with pytest.raises(NoPrice):
             price_book.prices_between(
-                meter="storage", model="m", currency="CNY", first=BETA + first * day, last=BETA + last * day
+                organization_id=NOBODY,
+                meter="storage",
+                model="m",
+                currency="CNY",
+                first=BETA + first * day,
+                last=BETA + last * day,
             )
 
 

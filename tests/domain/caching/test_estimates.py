@@ -11,6 +11,7 @@ from cacheplane.caching import estimates
 from cacheplane.engines.models import Engine, ModelFamily, ServedModel
 
 FAMILY = "moonshot-v1"
+NOBODY = "org-without-a-tier"
 JULY, NOVEMBER = datetime(2024, 7, 15, 12, tzinfo=UTC), datetime(2024, 11, 15, 12, tzinfo=UTC)
 
 
@@ -28,7 +29,7 @@ def family(db) -> None:
 
 def priced(tokens: int, *, at: datetime, hours: float = 1):
     ends_at = at + timedelta(hours=hours)
-    return estimates.priced(family=FAMILY, tokens=tokens, currency="CNY", at=at, ends_at=ends_at)
+    return estimates.priced(NOBODY, family=FAMILY, tokens=tokens, currency="CNY", at=at, ends_at=ends_at)
 
 
 def test_thirty_five_thousand_tokens_for_an_hour_pay_from_eleven_calls():

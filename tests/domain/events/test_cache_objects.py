@@ -228,3 +228,16 @@ def test_what_is_pending_or_over_does_not_end_soon(
     pending(caller, ttl_seconds=60)
     CacheObject.objects.filter(id=row.id).update(expired_at=clock.now() - timedelta(milliseconds=1))
     assert reminders.tell_expiring() == 0
+
+
+def test_the_end_of_one_that_is_kept_while_it_earns_is_not_told(
+    caller: Any, engine: Engine, listen: Callable[..., Any]
+) -> None:
+    listen(caller.organization_id, "cache.expiring", expiring_lead_seconds=600)
+    row = active(caller, engine, ttl_seconds=300)
+    CacheObject.objects.filter(id=row.id).update(
+        ttl_policy="auto", cap_seconds=900, cap_at=clock.now() + timedelta(seconds=900)
+    )
+    assert reminders.tell_expiring() == 0
+    CacheObject.objects.filter(id=row.id).update(ttl_policy="fixed")
+    assert reminders.tell_expiring() == 1

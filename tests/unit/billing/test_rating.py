@@ -11,7 +11,7 @@ import pytest
 
 from billing import money, rating
 from billing.errors import NoPrice
-from billing.rating import Fund, PricePiece, StoredSpan
+from billing.rating import DatedPrice, Fund, PricePiece, StoredSpan, TierSpan
 
 START = datetime(2024, 7, 15, 9, 30, tzinfo=UTC)
 LONG_AGO = START - timedelta(days=10_000)
@@ -298,3 +298,60 @@ def test_two_minutes_that_start_at_once_are_paid_both_or_neither():
     spans = [span(60, tokens=1_000_000), span(60, tokens=1_000_000)]
     assert rating.exhausts_at(spans, [Fund(free=Decimal(15), expires_at=None)]) == START
     assert rating.exhausts_at(spans, [Fund(free=Decimal(20), expires_at=None)]) is None
+
+
+# --- Which price ----------------------------------------------------------------------------------------------
+
+
+def dated(dice: random.Random, tier: str, number: int) -> list[DatedPrice]:
+    """Prices of one tier that follow each other, with a gap now and then."""
+    rows, at = [], dice.choice([0, 0, 0, 3])
+    while at < 40:
+        end = at + dice.randint(1, 15)
+        rows.append(
+            DatedPrice(
+                price_id=number + at,
+                tier=tier,
+                per_million=Decimal(number + at),
+                valid_from=START + at * SECOND,
+                valid_to=None if end >= 40 else START + end * SECOND,
+            )
+        )
+        at = end + dice.choice([0] * 15 + [4])
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_price_pieces_against_every_instant(seed: int) -> None:
+    dice = random.Random(seed)
+    prices = dated(dice, "", 1000)
+    for number in (2, 3):
+        prices += dated(dice, f"tier{number}", 1000 * number)
+    dice.shuffle(prices)
+    cuts = sorted(dice.sample(range(40), dice.randint(0, 6)))
+    tiers = [
+        TierSpan(
+            tier=dice.choice(["tier1", "tier2", "tier3"]),
+            valid_from=START + begin * SECOND,
+            valid_to=START + end * SECOND,
+        )
+        for begin, end in zip(cuts, cuts[1:], strict=False)
+    ]
+    instants = [START + second * SECOND for second in range(30)]
+
+    def brute(at: datetime) -> int | None:
+        tier = [t.tier for t in tiers if t.valid_from <= at < t.valid_to]  # type: ignore[operator]
+        held = {
+            p.tier: p.price_id for p in prices if p.valid_from <= at and (not p.valid_to or at < p.valid_to)
+        }
+        return held.get(tier[0] if tier else "", held.get(""))
+
+    expected = [brute(at) for at in instants]
+    if None in expected:
+        with pytest.raises(NoPrice, match="No price of x is in force"):
+            rating.price_pieces(prices, tiers, first=instants[0], last=instants[-1], of="price of x")
+        return
+    pieces = rating.price_pieces(prices, tiers, first=instants[0], last=instants[-1], of="price of x")
+    assert [p.valid_from for p in pieces] == sorted({p.valid_from for p in pieces})
+    for at, price_id in zip(instants, expected, strict=True):
+        assert [p.price_id for p in pieces if p.valid_from <= at][-1] == price_id

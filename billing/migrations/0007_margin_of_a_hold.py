@@ -59,6 +59,6 @@ BACK = f"DROP FUNCTION billing_hold_plainly({SIGNATURE}, int);{before.HOLD}"
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0004_plain_calls")]
+    dependencies = [("billing", "0006_invoices")]
 
     operations = [migrations.RunSQL(HOLD, BACK)]
