@@ -56,8 +56,10 @@ def test_stopped_in_the_middle_it_leaves_nothing(short_path: Path) -> None:
         children = family.children(recursive=True)
         return [one for one in children if "multiprocessing.spawn" in " ".join(one.cmdline())]
 
-    wait_for(lambda: len(players()) == 2, seconds=120, what="two processes play")
-    running.terminate()
+    try:
+        wait_for(lambda: len(players()) == 2, seconds=120, what="two processes play")
+    finally:
+        running.terminate()
     _, errors = running.communicate(timeout=60)
     assert (running.returncode, errors.decode()) == (130, "")
     assert list(short_path.iterdir()) == []
