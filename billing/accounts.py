@@ -25,11 +25,11 @@ from billing.models import (
     AccountKind,
     BillingAccount,
     LedgerAccount,
-    StorageSegment,
     system_account_id,
 )
 from billing.money import ZERO
 from billing.rating import Fund, StoredSpan
+from billing.segments import SegmentRead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,8 +396,8 @@ def _purse(kind: object, posted: object, held: object, expires_at: object) -> Pu
 
 def _segment(
     model: object, tokens: object, started_at: object, ends_at: object, billed_minutes: object
-) -> StorageSegment:
-    return StorageSegment(
+) -> SegmentRead:
+    return SegmentRead(
         model=str(model),
         tokens=int(str(tokens)),
         started_at=datetime.fromisoformat(str(started_at)),

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from billing import price_book, rating
 from billing.models import Meter, StorageSegment
 from billing.rating import PricePiece, StoredSpan
+
+
+@dataclass(slots=True, kw_only=True)
+class SegmentRead:
+    """The columns of a segment that rating looks at, where it is only read: a whole model's instance costs more to
+    make than to rate."""
+
+    model: str
+    tokens: int
+    started_at: datetime
+    ends_at: datetime
+    billed_minutes: int
+
+
+Row = StorageSegment | SegmentRead
 
 
 def open_rows(organization_id: str) -> list[StorageSegment]:
@@ -16,7 +32,7 @@ def open_rows(organization_id: str) -> list[StorageSegment]:
     )
 
 
-def spans(rows: Sequence[StorageSegment], *, organization_id: str, currency: str) -> list[StoredSpan]:
+def spans(rows: Sequence[Row], *, organization_id: str, currency: str) -> list[StoredSpan]:
     """One span per row, all of one organization, in the rows' order. Raises NoPrice."""
     prices = {
         model: _prices(organization_id, model, [row for row in rows if row.model == model], currency)
@@ -25,7 +41,7 @@ def spans(rows: Sequence[StorageSegment], *, organization_id: str, currency: str
     return [span(row, prices[row.model]) for row in rows]
 
 
-def span(row: StorageSegment, prices: tuple[PricePiece, ...]) -> StoredSpan:
+def span(row: Row, prices: tuple[PricePiece, ...]) -> StoredSpan:
     return StoredSpan(
         tokens=row.tokens,
         started_at=row.started_at,
@@ -35,15 +51,13 @@ def span(row: StorageSegment, prices: tuple[PricePiece, ...]) -> StoredSpan:
     )
 
 
-def _prices(
-    organization_id: str, model: str, rows: Sequence[StorageSegment], currency: str
-) -> tuple[PricePiece, ...]:
+def _prices(organization_id: str, model: str, rows: Sequence[Row], currency: str) -> tuple[PricePiece, ...]:
     first = min(first_unbilled_start(row) for row in rows)
     last = max(row.ends_at for row in rows)
     return prices_over(organization_id, model, currency, first=first, last=last)
 
 
-def first_unbilled_start(row: StorageSegment) -> datetime:
+def first_unbilled_start(row: Row) -> datetime:
     return rating.minute_start(started_at=row.started_at, minute=row.billed_minutes)
 
 

@@ -12,8 +12,8 @@ def _every(seconds: float, job: str) -> dict[str, object]:
 
 
 app.conf.beat_schedule = {
-    # Seconds after its end an object's bytes are gone; readers know of the end at once.
-    "expire": _every(2.0, dispatch.EXPIRE),
+    # Readers know of an end at once; that it is written down, and the bytes go, takes two seconds at most.
+    "expire": _every(1.0, dispatch.EXPIRE),
     # A lost nudge or a dead worker delays a precompute by no more than this and the lease.
     "sweep precompute": _every(5.0, dispatch.SWEEP_PRECOMPUTE),
     # An opening is planned a minute ahead at least; so much later it is begun at most.

@@ -35,7 +35,6 @@ COMMON_OPTIONS = (
     "listen_addresses=",
     "port=5432",
     "unix_socket_permissions=0700",
-    f"max_connections={CONNECTIONS_MAX}",
     "timezone=UTC",
     "log_timezone=UTC",
     # A statement that fails holds what a caller sent, and so do the details of why: neither is for a log.
@@ -62,9 +61,14 @@ class Cluster:
     binaries: Path
     identity: str  # as `child.py` takes it
 
-    def command(self, *, durable: bool = True) -> list[str]:
+    def command(self, *, durable: bool = True, connections_max: int = CONNECTIONS_MAX) -> list[str]:
         place = f"unix_socket_directories={self.socket_dir}"
-        options = [place, *COMMON_OPTIONS, *([] if durable else FORGETFUL_OPTIONS)]
+        options = [
+            place,
+            f"max_connections={connections_max}",
+            *COMMON_OPTIONS,
+            *([] if durable else FORGETFUL_OPTIONS),
+        ]
         settings = [part for option in options for part in ("-c", option)]
         return [str(self.binaries / "postgres"), "-D", str(self.data_dir), *settings]
 
@@ -103,12 +107,19 @@ class Running:
         processes.stop(self.process, stop_signal=signal.SIGINT, timeout_seconds=STOP_TIMEOUT_SECONDS)
 
 
-def start(data_dir: Path, *, log: Path, database: str = "cacheplane", durable: bool = True) -> Running:
+def start(
+    data_dir: Path,
+    *,
+    log: Path,
+    database: str = "cacheplane",
+    durable: bool = True,
+    connections_max: int = CONNECTIONS_MAX,
+) -> Running:
     """Start a server on `data_dir` with a database; it ends with this process. Raises LauncherError."""
     cluster = prepare(data_dir)
     with log.open("ab") as output:
         process = processes.spawn(
-            cluster.command(durable=durable),
+            cluster.command(durable=durable, connections_max=connections_max),
             output=output,
             identity=cluster.identity,
             death_signal=signal.SIGINT,
