@@ -112,9 +112,9 @@ def test_a_look_ahead_takes_no_price_from_the_others(sandbox: Payer) -> None:
     price_book.forget()
     now = clock.now()
     asked = {"meter": "creation", "model": FAMILY, "currency": "CNY"}
-    price_book.price_at(**asked, at=now)
+    price_book.price_at(**asked, organization_id=sandbox.organization_id, at=now)
     assert price_book.remembered(**asked, at=now) is not None
-    price_book.price_at(**asked, at=now + 30 * DAY)
+    price_book.price_at(**asked, organization_id=sandbox.organization_id, at=now + 30 * DAY)
     assert price_book.remembered(**asked, at=now) is not None
     assert price_book.remembered(**asked, at=now + 30 * DAY) is None
 
@@ -137,9 +137,11 @@ def test_the_audit_still_rates_a_sandboxs_bill_again(sandbox: Payer) -> None:
     advance(sandbox, DAY)
     sandbox.create("cache-a", tokens=1_000)
     entry = sandbox.entries(kind="creation")[0]
-    columns = {f.attname: getattr(entry, f.attname) for f in LedgerEntry._meta.fields if f.attname != "id"}
+    own = ("id", "chain")
+    columns = {f.attname: getattr(entry, f.attname) for f in LedgerEntry._meta.fields if f.attname not in own}
     with transaction.atomic():
-        columns |= {"idempotency_key": "twice", "purse_sequence": 99}
+        last = max(entry.purse_sequence or 0 for entry in sandbox.entries())
+        columns |= {"idempotency_key": "twice", "purse_sequence": last + 1}
         LedgerEntry.objects.create(**columns)
         found = {violation.invariant for violation in audit.violations(clock.now())}
         transaction.set_rollback(True)
