@@ -37,7 +37,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.set_defaults(preset="nano")
     options.add_argument("--depth", type=int, default=20_000)
-    options.add_argument("--rounds", type=int, default=25)
+    options.add_argument("--rounds", type=int, default=12, help="a minute takes 2,000,000 tokens")
     given = options.parse_args()
     with instance(preset=given.preset, ready_file=given.ready_file) as found:
         with found.without_worker():

@@ -118,10 +118,14 @@ def create(given: dict[str, Any]) -> dict[str, float]:
     body = json.dumps({"model": "moonshot-v1", "ttl": 600, "messages": given["messages"]})
     whole, engine, cpu, tokens = [], [], [], 0
     for number in range(given["rounds"] + 1):
-        there.took_ms = 0.0
-        started, busy = time.perf_counter(), time.process_time()
-        answer = client.post("/v1/caching", body, content_type="application/json")
-        took, worked = (time.perf_counter() - started) * 1000, (time.process_time() - busy) * 1000
+        while True:
+            there.took_ms = 0.0
+            started, busy = time.perf_counter(), time.process_time()
+            answer = client.post("/v1/caching", body, content_type="application/json")
+            took, worked = (time.perf_counter() - started) * 1000, (time.process_time() - busy) * 1000
+            if answer.status_code != 429:
+                break
+            time.sleep(int(answer.headers["Retry-After"]))  # the tokens of a minute are used up: once more, later
         assert answer.status_code == 200, answer.content[:500]
         made = answer.json()
         client.delete(f"/v1/caching/{made['id']}")
