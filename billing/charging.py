@@ -388,12 +388,12 @@ def recharge(
     amount = money.exact(amount)
     if amount <= ZERO or purse not in (AccountKind.CASH, AccountKind.VOUCHER) or not reason or not operator:
         raise ValueError("A recharge needs a positive amount, a purse, a reason and an operator.")
-    if expires_at is not None and (purse != AccountKind.VOUCHER or expires_at <= at):
-        raise ValueError("Only a voucher expires, and it does so in the future.")
     account = accounts.lock(organization_id)
     key = f"recharge:{idempotency_key}"
     if done := LedgerEntry.objects.select_related("purse").filter(idempotency_key=key).first():
         return _repeated(done, organization_id, amount, purse)
+    if expires_at is not None and (purse != AccountKind.VOUCHER or expires_at <= at):
+        raise ValueError("Only a voucher expires, and it does so in the future.")
     storage.settle(account, at=at)
     if purse == AccountKind.VOUCHER:
         accounts.voucher_purse(account, expires_at=expires_at)

@@ -13,7 +13,7 @@ from django.db.models import Q
 
 from billing import storage
 from billing.accounts import LockedAccount
-from billing.models import AccountPriceTier
+from billing.models import AccountPriceTier, Meter, PricedItem
 from billing.rating import TierSpan
 
 
@@ -51,6 +51,14 @@ def change(
     )
     storage.reprice_account(account, at=at)
     return True
+
+
+def have_changed(*, since: datetime) -> bool:
+    """Whether any account was given other prices since then, of tiers that have a price of their own for storage."""
+    return (
+        AccountPriceTier.objects.filter(created_at__gt=since).exists()
+        and PricedItem.objects.filter(meter=Meter.STORAGE).exclude(tier="").exists()
+    )
 
 
 def _course(tier: str, *, at: datetime, until: datetime | None, then: str | None) -> list[TierSpan]:

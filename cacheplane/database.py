@@ -1,4 +1,5 @@
-"""Database work for the asynchronous part: a few threads, each with a connection of its own; and large values.
+"""Database work for the asynchronous part: a few threads, each with a connection of its own; and statements
+that are sent often or are large.
 
 The money and lifecycle code exists once, synchronous; the hot path runs it here. A thread keeps its connection
 between calls. One that the server has closed meanwhile is replaced before it is used; when one breaks in use, all
@@ -10,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import psycopg
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from django.db.backends.postgresql.base import ServerBindingCursor
@@ -65,6 +67,17 @@ def _has_server_hung_up() -> bool:
     poll = select.poll()
     poll.register(idle.pgconn.socket, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def prepared_row(statement: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The first row of a statement that each call sends: parsed and planned once by each connection, and its values
+    sent beside it. Raises Django's database errors."""
+    connection.ensure_connection()
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        row: tuple[Any, ...] | None = cursor.execute(
+            statement, values, prepare=settings.DATABASE_PREPARED_STATEMENTS
+        ).fetchone()
+        return row
 
 
 @contextmanager

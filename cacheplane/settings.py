@@ -119,6 +119,8 @@ if DATABASE_POOL_CONNECTIONS_MAX:
         "timeout": 5.0,
     }
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+DATABASE_PREPARED_STATEMENTS = env.bool("DATABASE_PREPARED_STATEMENTS", default=True)
+"""False behind a pooler that gives a connection to somebody else after each transaction and knows none of them."""
 HOT_PATH_DATABASE_THREADS = env.int("HOT_PATH_DATABASE_THREADS", default=8)
 """Threads, each with a connection of its own, that run the hot path's statements in one web process."""
 

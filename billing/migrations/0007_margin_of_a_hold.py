@@ -26,7 +26,7 @@ DECLARE
     v_free numeric;
     v_at timestamptz;
 BEGIN
-    SELECT a.currency, a.storage_commitment, a.exhaust_at INTO v_account
+    SELECT a.currency, a.storage_commitment, a.exhaust_at, a.clock_offset INTO v_account
       FROM billing_billingaccount AS a WHERE a.organization_id = p_organization FOR UPDATE;
     -- Read after the lock was there, and in statements of their own: they see what it was waited for.
     v_at := clock_timestamp();
@@ -43,6 +43,8 @@ BEGIN
         v_lasting := v_lasting - p_amount;
     END IF;
     IF v_account.currency IS DISTINCT FROM p_currency OR v_account.exhaust_at IS NOT NULL
+        -- A sandbox's clock, which a later migration brings: this function asks the database's.
+        OR v_account.clock_offset <> interval '0'
         OR v_at < p_good_from OR v_at >= p_good_until OR p_amount <= 0
         OR v_purse.id IS NULL OR v_purse.free < p_amount * p_margin
         OR v_free - v_account.storage_commitment < p_amount * p_margin

@@ -23,7 +23,7 @@ DECLARE
     v_count int;
     v_at timestamptz;
 BEGIN
-    SELECT a.currency, a.exhaust_at INTO v_account
+    SELECT a.currency, a.exhaust_at, a.clock_offset INTO v_account
       FROM billing_billingaccount AS a WHERE a.organization_id = p_organization FOR UPDATE;
     v_at := clock_timestamp();
     SELECT count(*) INTO v_count FROM billing_hold AS h WHERE h.reference = p_reference;
@@ -38,6 +38,7 @@ BEGIN
             OR ((p.expires_at IS NULL OR p.expires_at > v_at) AND p.posted > p.held))
      ORDER BY p.kind = 'cash', p.expires_at LIMIT 1;
     IF v_account.currency IS DISTINCT FROM p_currency OR v_account.exhaust_at IS NOT NULL OR v_count <> 1
+        OR v_account.clock_offset <> interval '0'
         OR v_hold.id IS NULL OR v_hold.amount < p_total OR v_purse.id IS DISTINCT FROM v_hold.purse_id THEN
         RAISE EXCEPTION 'This settlement is not plain.' USING ERRCODE = '{NOT_PLAIN}';
     END IF;

@@ -31,6 +31,12 @@ from cacheplane.caching.words import word_for
 from cacheplane.errors import InvalidRequest
 
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+WITHOUT_NUL = "^[^\\u0000]*$"
+METADATA_FILTER = {
+    "type": "object",
+    "propertyNames": {"pattern": WITHOUT_NUL},
+    "additionalProperties": {"type": "string", "pattern": WITHOUT_NUL},
+}
 
 
 def as_json(row: CacheObject, *, at: datetime) -> dict[str, Any]:
@@ -162,9 +168,7 @@ class CachingList(APIView):
         summary="List cache objects",
         parameters=[
             *openapi.page_parameters(cursor="an object's id"),
-            OpenApiParameter(
-                "metadata", {"type": "object", "additionalProperties": {"type": "string"}}, style="deepObject"
-            ),
+            OpenApiParameter("metadata", METADATA_FILTER, style="deepObject"),
         ],
         responses=openapi.answers(openapi.list_of(openapi.CACHE_OBJECT), 400, 401, 404),
     )

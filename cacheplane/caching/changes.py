@@ -7,7 +7,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, clock, price_book
+from billing import accounts, clock, price_book, price_tiers
 from billing.accounts import LockedAccount
 from billing.budgets import Budget, OrganizationSpender, all_end_at
 from billing.models import Meter
@@ -104,12 +104,15 @@ def _close(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str
 
 
 def keep_to_budgets() -> int:
-    """After a storage price was announced: plan the ends of active objects with a budget by it; how many there were.
+    """After a storage price was announced, or a tier with a price of its own was given: plan the ends of active
+    objects with a budget by it; how many there were.
 
-    A price is announced ahead, and this is run more often than that: no budget is passed by a new price.
+    A price is announced ahead, and this is run more often than that: no budget is passed by a new price. A tier
+    holds at once, so by a tier it is passed by no more than what is stored between two runs.
     """
     since = clock.now() - 2 * price_book.NOTICE
-    if not price_book.was_announced(meter=Meter.STORAGE, since=since):
+    is_announced = price_book.was_announced(meter=Meter.STORAGE, since=since)
+    if not is_announced and not price_tiers.have_changed(since=since):
         return 0
     for organization_id in OrganizationBudget.objects.values_list("organization_id", flat=True):
         with transaction.atomic():

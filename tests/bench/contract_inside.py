@@ -125,7 +125,9 @@ def create(given: dict[str, Any]) -> dict[str, float]:
             took, worked = (time.perf_counter() - started) * 1000, (time.process_time() - busy) * 1000
             if answer.status_code != 429:
                 break
-            time.sleep(int(answer.headers["Retry-After"]))  # the tokens of a minute are used up: once more, later
+            time.sleep(
+                int(answer.headers["Retry-After"])
+            )  # the tokens of a minute are used up: once more, later
         assert answer.status_code == 200, answer.content[:500]
         made = answer.json()
         client.delete(f"/v1/caching/{made['id']}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 
 from billing import accounts, audit, charging, clock, price_book, storage
 from billing.models import BillingAccount, LedgerEntry, StorageSegment
@@ -73,6 +74,25 @@ def test_the_database_refuses_a_clock_of_its_own_to_a_standard_organization(paye
         Organization.objects.create(name="Other", tier_id="tier0").id,
     )
     BillingAccount.objects.filter(organization_id=payer.organization_id).update(clock_offset=timedelta())
+
+
+def holds_plainly(payer: Payer) -> bool:
+    now = clock.now()
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT billing_hold_plainly(%s, 'CNY', %s, 'call', 's', 0.01, %s, %s)",
+                [payer.organization_id, uuid.uuid4(), now, now + DAY],
+            )
+    except DatabaseError:
+        return False
+    return True
+
+
+def test_the_short_way_of_a_call_knows_no_clock_but_the_databases(sandbox: Payer) -> None:
+    assert holds_plainly(sandbox), "its clock is still the database's"
+    advance(sandbox, DAY)
+    assert not holds_plainly(sandbox)
 
 
 def test_the_database_refuses_to_set_a_clock_back(sandbox: Payer) -> None:

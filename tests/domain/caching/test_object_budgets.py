@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from django.db import transaction
 
-from billing import accounts, clock, price_book
+from billing import accounts, clock, price_book, price_tiers
 from billing.budgets import Budget
 from cacheplane.caching import budgets, changes, lifecycle
 from cacheplane.caching.lifetimes import Auto, Fixed
@@ -162,6 +162,33 @@ def test_a_price_that_was_announced_moves_the_end_before_it_holds(owner: Owner) 
     assert owner.lived(row) == 7 * MINUTE
     assert "price of storage" in owner.events(row, "repriced")[0]["why"]
     assert row.status == ACTIVE
+
+
+def test_a_tier_with_a_price_of_its_own_moves_the_end_when_it_is_given(owner: Owner) -> None:
+    at = clock.now()
+    later = at + timedelta(seconds=310)
+    for meter, price, tier, begins in (
+        ("creation", "24", "", at),
+        ("storage", "5", "", at),
+        ("storage", "50", "tier4", later),
+    ):
+        price_book.publish(
+            meter=meter,
+            model="other",
+            currency="CNY",
+            tier=tier,
+            per_million=Decimal(price),
+            valid_from=begins,
+        )
+    row = owner.active(Fixed(ttl_seconds=7200), model="other", budget=total(20))
+    assert owner.lived(row) == 20 * MINUTE
+    owner.pass_time(row, minutes=4.5)
+    with transaction.atomic():
+        account = accounts.lock(owner.organization_id)
+        price_tiers.change(account, tier="tier4", at=account.locked_at)
+    expiry.keep_to_budgets()
+    # Ten minutes start before the tier's price holds, at 9:40; the other ten pay one of ten times the price.
+    assert owner.lived(owner.read(row)) == 11 * MINUTE
 
 
 def test_what_was_spent_is_told_to_the_minute(owner: Owner) -> None:
