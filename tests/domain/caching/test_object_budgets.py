@@ -166,10 +166,10 @@ def test_a_price_that_was_announced_moves_the_end_before_it_holds(owner: Owner) 
 
 def test_a_tier_with_a_price_of_its_own_moves_the_end_when_it_is_given(owner: Owner) -> None:
     at = clock.now()
-    later = at + timedelta(seconds=310)
+    earlier, later = at - timedelta(hours=1), at + timedelta(seconds=310)
     for meter, price, tier, begins in (
-        ("creation", "24", "", at),
-        ("storage", "5", "", at),
+        ("creation", "24", "", earlier),
+        ("storage", "5", "", earlier),
         ("storage", "50", "tier4", later),
     ):
         price_book.publish(
