@@ -12,6 +12,7 @@ from typing import Any
 from django.db import DatabaseError, connection, transaction
 
 from billing import accounts, charging, holds, plain_calls
+from cacheplane import database
 
 HOLD = """
 SELECT billing_hold_plainly(
@@ -153,9 +154,8 @@ def _is_taken(statement: str, values: dict[str, Any]) -> bool:
     """False when billing said that this is no plain call: then nothing has been done."""
     try:
         with transaction.atomic() if connection.in_atomic_block else nullcontext():
-            with connection.cursor() as cursor:
-                cursor.execute(statement, values)
-                return True
+            database.prepared_row(statement, values)
+            return True
     except DatabaseError as error:
         if getattr(error.__cause__, "sqlstate", None) == plain_calls.NOT_PLAIN:
             return False
