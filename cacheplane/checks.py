@@ -70,6 +70,14 @@ def settings_are_sensible(**_kwargs: Any) -> list[CheckMessage]:
                     id="cacheplane.E005",
                 )
             )
+    if settings.WEBHOOK_LEASE_SECONDS <= 10:
+        found.append(
+            Error(
+                f"WEBHOOK_LEASE_SECONDS is {settings.WEBHOOK_LEASE_SECONDS}.",
+                hint="Take more than 10: so long may a request last, and it must not be sent twice meanwhile.",
+                id="cacheplane.E006",
+            )
+        )
     for name in ABOVE_ZERO:
         value = getattr(settings, name)
         if value <= 0:

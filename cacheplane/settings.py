@@ -161,6 +161,7 @@ KV_QUOTA_BYTES = env.int("KV_QUOTA_BYTES", default=0)
 KV_DISK_RESERVE_BYTES = env.int("KV_DISK_RESERVE_BYTES", default=1 << 30)
 
 # --- Webhooks ------------------------------------------------------------------------------------------------
+WEBHOOK_LEASE_SECONDS = env.int("WEBHOOK_LEASE_SECONDS", default=60)
 WEBHOOK_ALLOW_PRIVATE_HOSTS = env.bool("WEBHOOK_ALLOW_PRIVATE_HOSTS", default=False)
 """Webhooks may go to private addresses, to any port and by plain http: for intranets and tests. With it on, any caller
 can make this server send requests to its neighbours."""

@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, F, Value
 from yarl import URL
@@ -43,7 +44,8 @@ log = structlog.get_logger(__name__)
 ENDPOINTS_AT_ONCE, REQUESTS_PER_ENDPOINT = 32, 4
 TIMEOUT_SECONDS = 10.0
 """For one request with all that belongs to it: the name, the connection, the answer's head."""
-LEASE_SECONDS = 60
+LEASE_SECONDS: int = settings.WEBHOOK_LEASE_SECONDS
+"""After that a sender that has said nothing is taken for dead; longer than a request may take."""
 RETRY_SECONDS = (5, 60, 300, 1_800, 7_200, 21_600, 86_400)
 """How long after each failed try the next one follows; after the last the delivery has failed."""
 JITTER_PERCENT = 20

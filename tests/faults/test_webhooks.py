@@ -22,7 +22,9 @@ SENDERS = 4
 
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    yield from harm.own_instance(tmp_path_factory, WEBHOOK_ALLOW_PRIVATE_HOSTS="true")
+    yield from harm.own_instance(
+        tmp_path_factory, WEBHOOK_ALLOW_PRIVATE_HOSTS="true", WEBHOOK_LEASE_SECONDS="15"
+    )
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ SWEPT_SECONDS = 30.0
 
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    yield from harm.own_instance(tmp_path_factory)
+    yield from harm.own_instance(tmp_path_factory, PRECOMPUTE_LEASE_SECONDS="8")
 
 
 def test_a_killed_worker_s_object_becomes_active_and_is_charged_once(
