@@ -290,4 +290,4 @@ def _row(line: Line, purse_kind: str) -> Sequence[object]:
 
 def _harmless(text: str) -> str:
     """A spreadsheet takes a text that begins like a formula for one: an apostrophe before it keeps it a text."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text

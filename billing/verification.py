@@ -50,9 +50,10 @@ class Proof:
     invoice: int | None
 
     def __str__(self) -> str:
+        """With nothing in it that a terminal would act on: the organization is what the file says."""
         invoiced = "" if self.invoice is None else f", invoice {self.invoice}"
         return (
-            f"{self.organization} from {self.period.start} to {self.period.end}: {self.entries} entries of"
+            f"{_printable(self.organization)} from {self.period.start} to {self.period.end}: {self.entries} entries of"
             f" {self.purses} purses, each amount, balance and chain link, all sums{invoiced}:"
             f" {money.text(self.opening)} to {money.text(self.closing)} {self.currency}, proved"
         )
@@ -405,7 +406,11 @@ def _same(where: str, what: str, expected: Any, stated: Any) -> None:
         raise StatementWrong(where, f"{what}: {_shown(expected)} expected, {_shown(stated)} stated")
 
 
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(_shown(each) for each in value)
-    return str(value)
+    return _printable(str(value))

@@ -44,7 +44,9 @@ async def _beat() -> None:
     """Say that this process lives: calls of a process that stops saying so are ended by a worker."""
     while True:
         try:
-            await database.run(
+            # Apart: calls of an organization that is locked for long may hold all the other threads, and a process
+            # that misses its heartbeats is taken for dead, with all its calls.
+            await database.run_apart(
                 rate_limits.heartbeat, gateway_id=GATEWAY_ID, host=socket.gethostname(), pid=os.getpid()
             )
         except ServiceUnavailable:

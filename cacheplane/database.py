@@ -33,6 +33,16 @@ _local = threading.local()
 _generation = 0
 
 
+_beating = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
+
+
+async def run_apart(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """As `run`, on a thread of its own: for what must go on when calls that wait for a lock keep all others busy."""
+    return await asyncio.get_running_loop().run_in_executor(
+        _beating, lambda: _guarded(function, *args, **kwargs)
+    )
+
+
 async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `function` in a database thread. Raises ServiceUnavailable when the database cannot be reached."""
     return await asyncio.get_running_loop().run_in_executor(

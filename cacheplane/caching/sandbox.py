@@ -17,11 +17,15 @@ from billing.clock import Reading
 from cacheplane.access import rate_limits
 from cacheplane.access.callers import Caller
 from cacheplane.caching import lifecycle
+from cacheplane.caching.models import ACTIVE, PENDING, CacheObject
 from cacheplane.errors import InvalidRequest, PermissionDenied
 
 ADVANCE_SECONDS_MAX = 366 * 86_400
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+DAY = timedelta(days=1)
+OBJECT_DAYS_MAX = 3_000
+"""Living objects times the days of a jump: so many are written in some seconds."""
 DAYS_START = timezone(timedelta(hours=8))
 """Storage is posted day by day of a jump, so that its lines tell the days apart as hourly ticks would."""
 
@@ -47,9 +51,22 @@ def advance(caller: Caller, *, seconds: int | None = None, to: datetime | None =
             raise InvalidRequest(
                 f"Invalid request: {'to' if to else 'advance'}: got {until:%Y-%m-%d}, takes a time before {LATEST:%Y}"
             )
+        _require_few(account, until=until)
         _walk(account, until=until)
         accounts.advance_clock(account, to=until)
     return clock.read(caller.organization_id)
+
+
+def _require_few(account: LockedAccount, *, until: datetime) -> None:
+    """All of a jump is one transaction, in which the account is locked: what it has to write is bounded."""
+    alive = CacheObject.objects.of(account.organization_id).filter(status__in=[PENDING, ACTIVE])
+    ends = alive.values_list("expired_at", flat=True)
+    days = sum((min(end, until) - account.locked_at) // DAY + 1 for end in ends)
+    if days > OBJECT_DAYS_MAX:
+        raise InvalidRequest(
+            f"Invalid request: the clock would pass {days} days of cache objects at once, takes {OBJECT_DAYS_MAX}: set "
+            "it forward in smaller steps"
+        )
 
 
 def _require_sandbox(caller: Caller) -> None:

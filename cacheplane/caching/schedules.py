@@ -190,7 +190,8 @@ def _minute(text: str, field: str) -> int:
 
 @lru_cache(maxsize=1)
 def _zones() -> frozenset[str]:
-    return frozenset(zoneinfo.available_timezones())
+    # "localtime" is another zone on each machine, "Factory" is none.
+    return frozenset(zoneinfo.available_timezones() - {"localtime", "Factory"})
 
 
 def _zone(name: str, field: str) -> ZoneInfo:

@@ -246,16 +246,16 @@ def settle(
 
     `reset_ttl` is (cache id, seconds) of a call that succeeded, also when the object was not active.
     """
-    is_long = caller.is_sandbox or reset_ttl is not None or _earns(wanted, outcome)
+    is_long = caller.is_sandbox or reset_ttl is not None or _earns(wanted, outcome, at=datetime.now(UTC))
     if is_long or not _settle_plainly(caller, wanted, outcome, released):
         _settle(caller, wanted, outcome, reset_ttl, released)
 
 
-def _earns(wanted: Wanted, outcome: Outcome) -> bool:
-    """ttl auto: the first hit of a minute moves the end. Exactly is decided under the lock."""
+def _earns(wanted: Wanted, outcome: Outcome, *, at: datetime) -> bool:
+    """ttl auto: the first hit of a minute moves the end. Exactly is decided under the lock, by the account's clock."""
     earns_from = wanted.prefix.earns_from if wanted.prefix is not None else None
     is_use = outcome.is_hit and outcome.usage is not None
-    return is_use and earns_from is not None and earns_from <= datetime.now(UTC)
+    return is_use and earns_from is not None and earns_from <= at
 
 
 def _settle_plainly(caller: Caller, wanted: Wanted, outcome: Outcome, released: slots.Release | None) -> bool:
@@ -335,7 +335,7 @@ def _settle(
             slots.give_back(released)
         if reset_ttl is not None:
             _move_end(account, caller, outcome, cache_id=reset_ttl[0], seconds=reset_ttl[1], at=at)
-        elif wanted.prefix is not None and _earns(wanted, outcome):
+        elif wanted.prefix is not None and _earns(wanted, outcome, at=at):
             _move_end(account, caller, outcome, cache_id=wanted.prefix.cache_id, seconds=None, at=at)
     if outcome.lost_kv_reason is not None and wanted.prefix is not None and wanted.prefix.kv_id is not None:
         lifecycle.kv_lost(

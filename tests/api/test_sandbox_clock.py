@@ -168,6 +168,27 @@ def test_a_reset_counts_from_the_sandboxs_now(sandbox):
     assert (past.status, past.error["type"]) == (400, "invalid_request_error")
 
 
+def test_a_hit_keeps_an_object_that_earns_by_the_sandboxs_clock(sandbox):
+    advance(sandbox, advance=7 * DAY)
+    active = sandbox.active(ttl="auto")
+    advance(sandbox, advance=150)
+    assert sandbox.ask(active["id"]).json["usage"]["cached_tokens"] == active["tokens"]
+    moved = sandbox.get(active["id"]).json["expired_at"] - active["expired_at"]
+    assert moved in (120, 180), "the minute of the use is the third, or the fourth, and four more are paid"
+    assert "auto_extended" in events(sandbox, active["id"])
+
+
+def test_a_jump_over_more_than_can_be_written_at_once_is_refused(new_caller, no_precompute):
+    many = new_caller(kind="sandbox")
+    with no_precompute():
+        made = [many.create(f"Object {number}.", ttl=30 * DAY) for number in range(101)]
+        assert {answer.status for answer in made} == {200}
+        refused = many.request("POST", CLOCK, {"advance": 60 * DAY})
+        assert (refused.status, refused.error["type"]) == (400, "invalid_request_error")
+        assert "takes 3000: set it forward in smaller steps" in refused.error["message"]
+        advance(many, advance=2 * DAY)
+
+
 def test_its_calls_are_dated_and_paid_by_its_clock(sandbox):
     from billing.models import LedgerEntry, MeterEvent
 
