@@ -493,6 +493,7 @@ def test_the_command_sends_what_is_due_and_says_how_much(
     (path,) = folder.iterdir()
     path.unlink()
     busy.call(prompt=1)
+    settled()
     with pytest.raises(CommandError, match="has 0 bytes"):
         call_command("export_usage", "--once")
 
