@@ -22,13 +22,20 @@ def events(caller, cache_id, kind):
     return [event for event in found if event["kind"] == kind]
 
 
-def hours(opens_in: float, closes_in: float) -> dict:
+def hours(opens_in: float, closes_in: float, *, now: datetime | None = None) -> dict:
+    """A window around `now`, cut to whole minutes; name it where the answer is compared with it."""
+    now = now or datetime.now(UTC)
+
     def clock_time(ahead: float) -> str:
-        return f"{datetime.now(UTC) + timedelta(hours=ahead):%H:%M}"
+        return f"{now + timedelta(hours=ahead):%H:%M}"
 
     return {
         "windows": [{"days": DAYS, "from": clock_time(opens_in), "to": clock_time(closes_in), "tz": "UTC"}]
     }
+
+
+def whole_minute(at: datetime) -> int:
+    return int(at.timestamp()) // 60 * 60
 
 
 def pass_time(caller, cache_id, *, seconds: int) -> None:
@@ -123,19 +130,21 @@ def test_the_estimate_tells_how_long_auto_keeps_it(bystander):
 def test_a_schedule_opens_and_closes_it(caller):
     from cacheplane.caching.models import CacheObject
 
-    made = caller.create(ttl=None, schedule=hours(3, 5)).json
-    opens_at = int(time.time() + 3 * 3600) // 60 * 60
+    now = datetime.now(UTC)
+    later = hours(3, 5, now=now)
+    made = caller.create(ttl=None, schedule=later).json
+    opens_at = whole_minute(now + timedelta(hours=3))
     assert (made["status"], made["ttl_policy"], made["next_open_at"]) == ("expired", "schedule", opens_at)
-    assert made["schedule"] == hours(3, 5)
+    assert made["schedule"] == later
     assert caller.get(made["id"]).json == made
     assert books.purse(caller) == (1000, 0)
     outside = caller.ask(made["id"], options=";reset_ttl=60")
     assert (outside.status, outside.json["usage"]["cached_tokens"]) == (200, 0)
     assert caller.get(made["id"]).json["status"] == "expired"
     now = datetime.now(UTC)
-    CacheObject.objects.filter(id=made["id"]).update(schedule=hours(-1, 2), reopen_at=now)
+    CacheObject.objects.filter(id=made["id"]).update(schedule=hours(-1, 2, now=now), reopen_at=now)
     opened = caller.wait_until(made["id"], "active", seconds=30)
-    assert opened["expired_at"] == int((now + timedelta(hours=2)).timestamp()) // 60 * 60
+    assert opened["expired_at"] == whole_minute(now + timedelta(hours=2))
     assert caller.ask(made["id"]).json["usage"]["cached_tokens"] > 0
     [told] = events(caller, made["id"], "schedule_opened")
     assert told["actor"] == "system"
@@ -147,8 +156,9 @@ def test_a_schedule_opens_and_closes_it(caller):
 
 
 def test_within_a_window_it_is_created_at_once(caller):
-    active = caller.active(ttl=None, schedule=hours(-1, 1))
-    assert active["expired_at"] == int(time.time() + 3600) // 60 * 60
+    now = datetime.now(UTC)
+    active = caller.active(ttl=None, schedule=hours(-1, 1, now=now))
+    assert active["expired_at"] == whole_minute(now + timedelta(hours=1))
     assert active["next_open_at"] > active["expired_at"]
 
 

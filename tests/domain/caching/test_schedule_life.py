@@ -27,18 +27,25 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("books")]
 LEAD = timedelta(seconds=60)
 
 
-def window(opens_in: float, closes_in: float) -> Scheduled:
-    """Each day from some hours from now to some hours from now, in whole minutes."""
+class Day:
+    """One instant, to which all windows and ends of a test are relative: a minute may end while it runs."""
 
-    def clock_time(hours: float) -> str:
-        return f"{clock.now() + timedelta(hours=hours):%H:%M}"
+    def __init__(self) -> None:
+        self.at = clock.now()
 
-    every_day = Written(days="mon-sun", from_=clock_time(opens_in), to=clock_time(closes_in), tz="UTC")
-    return Scheduled(windows=(every_day,))
+    def window(self, opens_in: float, closes_in: float) -> Scheduled:
+        """Each day from some hours from now to some hours from now, in whole minutes."""
+        opens_at, closes_at = (f"{self.minute(hours):%H:%M}" for hours in (opens_in, closes_in))
+        return Scheduled(windows=(Written(days="mon-sun", from_=opens_at, to=closes_at, tz="UTC"),))
+
+    def minute(self, hours: float) -> datetime:
+        """The whole minute that far from now."""
+        return (self.at + timedelta(hours=hours)).replace(second=0, microsecond=0)
 
 
-def minute(at: datetime) -> datetime:
-    return at.replace(second=0, microsecond=0)
+@pytest.fixture
+def day() -> Day:
+    return Day()
 
 
 @pytest.fixture
@@ -56,9 +63,9 @@ def due(owner: Owner, row: CacheObject) -> None:
     CacheObject.objects.filter(id=row.id).update(reopen_at=clock.now())
 
 
-def test_outside_its_windows_nothing_is_computed_and_nothing_costs(owner: Owner) -> None:
-    row = owner.pending(window(3, 5))
-    opens_at = minute(clock.now() + timedelta(hours=3))
+def test_outside_its_windows_nothing_is_computed_and_nothing_costs(owner: Owner, day: Day) -> None:
+    row = owner.pending(day.window(3, 5))
+    opens_at = day.minute(3)
     assert (row.status, row.hold_reference, row.reopen_at) == (EXPIRED, None, opens_at - LEAD)
     [told] = owner.events(row, "schedule_closed")
     assert datetime.fromisoformat(told["next_open_at"]) == opens_at
@@ -72,27 +79,27 @@ def test_outside_its_windows_nothing_is_computed_and_nothing_costs(owner: Owner)
     assert owner.spent("creation", "storage") == 0
 
 
-def test_within_a_window_it_lives_until_that_closes(owner: Owner) -> None:
-    row = owner.pending(window(-1, 2))
-    closes_at = minute(clock.now() + timedelta(hours=2))
+def test_within_a_window_it_lives_until_that_closes(owner: Owner, day: Day) -> None:
+    row = owner.pending(day.window(-1, 2))
+    closes_at = day.minute(2)
     assert (row.status, row.expired_at) == (PENDING, closes_at)
     row = owner.compute(row)
     assert (row.status, row.expired_at) == (ACTIVE, closes_at)
     assert row.segment is not None and row.segment.ends_at == closes_at
-    assert row.reopen_at == minute(clock.now() + timedelta(hours=23)) - LEAD
+    assert row.reopen_at == day.minute(23) - LEAD
     assert row.precompute_seconds is not None
 
 
 def test_ahead_of_an_opening_it_is_computed_and_paid_again(
-    owner: Owner, opens_soon: Callable[[], None]
+    owner: Owner, opens_soon: Callable[[], None], day: Day
 ) -> None:
-    row = owner.pending(window(3, 5))
+    row = owner.pending(day.window(3, 5))
     opens_soon()
     due(owner, row)
     for _ in range(2):
         expiry.open_scheduled()
     row = owner.read(row)
-    closes_at = minute(clock.now() + timedelta(hours=5))
+    closes_at = day.minute(5)
     assert (row.status, row.expired_at) == (PENDING, closes_at)
     [told] = owner.events(row, "schedule_opened")
     assert told["closes_at"] == closes_at.isoformat()
@@ -100,11 +107,11 @@ def test_ahead_of_an_opening_it_is_computed_and_paid_again(
     row = owner.compute(row)
     assert (row.status, row.expired_at) == (ACTIVE, closes_at)
     assert owner.spent("creation") == CREATION
-    assert row.reopen_at == minute(clock.now() + timedelta(hours=27)) - timedelta(hours=4)
+    assert row.reopen_at == day.minute(27) - timedelta(hours=4)
 
 
-def test_at_the_close_it_ends_and_its_storage_with_it(owner: Owner) -> None:
-    row = owner.active(window(-1, 2))
+def test_at_the_close_it_ends_and_its_storage_with_it(owner: Owner, day: Day) -> None:
+    row = owner.active(day.window(-1, 2))
     for _ in range(2):
         # As if the window had just closed.
         owner.pass_time(row, minutes=120)
@@ -119,8 +126,8 @@ def test_at_the_close_it_ends_and_its_storage_with_it(owner: Owner) -> None:
     assert owner.spent("storage") > 0
 
 
-def test_each_opening_is_paid_once_and_the_bill_is_that_of_its_minutes(owner: Owner) -> None:
-    row = owner.active(window(-1, 2))
+def test_each_opening_is_paid_once_and_the_bill_is_that_of_its_minutes(owner: Owner, day: Day) -> None:
+    row = owner.active(day.window(-1, 2))
     for lives in (1, 2, 3):
         assert owner.spent("creation") == lives * CREATION
         lived = owner.lived(row)
@@ -133,30 +140,32 @@ def test_each_opening_is_paid_once_and_the_bill_is_that_of_its_minutes(owner: Ow
         row = owner.compute(row)
 
 
-def test_a_window_that_went_by_while_no_worker_ran_is_not_made_up_for(owner: Owner) -> None:
-    row = owner.pending(window(3, 5))
+def test_a_window_that_went_by_while_no_worker_ran_is_not_made_up_for(owner: Owner, day: Day) -> None:
+    row = owner.pending(day.window(3, 5))
     due(owner, row)
     expiry.open_scheduled()
     row = owner.read(row)
     assert row.status == EXPIRED
-    assert row.reopen_at == minute(clock.now() + timedelta(hours=3)) - LEAD
+    assert row.reopen_at == day.minute(3) - LEAD
     assert owner.kinds(row) == ["schedule_closed"]
 
 
-def test_in_the_middle_of_a_window_a_late_worker_opens_it_until_the_same_close(owner: Owner) -> None:
-    row = owner.active(window(-1, 2))
+def test_in_the_middle_of_a_window_a_late_worker_opens_it_until_the_same_close(
+    owner: Owner, day: Day
+) -> None:
+    row = owner.active(day.window(-1, 2))
     lifecycle.expire_now(owner.organization_id, row.id, actor="ada")
     expiry.open_scheduled()
     assert owner.status(row) == EXPIRED, "who ended it by hand ended this window"
     due(owner, row)
     expiry.open_scheduled()
     row = owner.read(row)
-    assert (row.status, row.expired_at) == (PENDING, minute(clock.now() + timedelta(hours=2)))
+    assert (row.status, row.expired_at) == (PENDING, day.minute(2))
 
 
-def test_without_money_it_stays_closed_says_so_and_waits(new_owner: Callable[..., Owner]) -> None:
+def test_without_money_it_stays_closed_says_so_and_waits(new_owner: Callable[..., Owner], day: Day) -> None:
     poor = new_owner(money="0.03")
-    row = poor.active(window(-1, 2))
+    row = poor.active(day.window(-1, 2))
     poor.pass_time(row, minutes=121)
     expiry.expire()
     for _ in range(3):
@@ -178,9 +187,9 @@ def test_without_money_it_stays_closed_says_so_and_waits(new_owner: Callable[...
 
 
 @pytest.mark.parametrize("way", ["suspended", "gate", "room", "budget"])
-def test_what_a_creation_would_not_be_allowed_is_not_opened(owner: Owner, way: str) -> None:
+def test_what_a_creation_would_not_be_allowed_is_not_opened(owner: Owner, way: str, day: Day) -> None:
     budget = Budget(amount=CREATION + STORAGE, per="total") if way == "budget" else None
-    row = owner.active(window(-1, 2), budget=budget)
+    row = owner.active(day.window(-1, 2), budget=budget)
     owner.pass_time(row, minutes=121)
     expiry.expire()
     organization = Organization.objects.get(id=owner.organization_id)
@@ -199,11 +208,11 @@ def test_what_a_creation_would_not_be_allowed_is_not_opened(owner: Owner, way: s
     assert owner.spent("creation") == CREATION
 
 
-def test_a_refusal_near_the_close_waits_for_the_next_window(owner: Owner) -> None:
-    row = owner.active(window(-1, 2))
+def test_a_refusal_near_the_close_waits_for_the_next_window(owner: Owner, day: Day) -> None:
+    row = owner.active(day.window(-1, 2))
     owner.pass_time(row, minutes=121)
     expiry.expire()
-    owner.change(row, lifetime=window(-1, 0.1))
+    owner.change(row, lifetime=day.window(-1, 0.1))
     expiry_row = owner.read(row)
     assert expiry_row.status == PENDING
     lifecycle.expire_now(owner.organization_id, row.id, actor="ada")
@@ -214,23 +223,23 @@ def test_a_refusal_near_the_close_waits_for_the_next_window(owner: Owner) -> Non
     assert row.reopen_at is not None and row.reopen_at - clock.now() > timedelta(hours=22)
 
 
-def test_a_call_moves_no_end_of_a_schedule(owner: Owner) -> None:
-    row = owner.active(window(-1, 2))
+def test_a_call_moves_no_end_of_a_schedule(owner: Owner, day: Day) -> None:
+    row = owner.active(day.window(-1, 2))
     until = row.expired_at
     assert owner.call(row, reset_seconds=9000).expired_at == until
     owner.pass_time(row, minutes=121)
     assert owner.call(row, is_hit=False, reset_seconds=9000).status_at(clock.now()) == EXPIRED
 
 
-def test_put_gives_a_schedule_and_takes_it_away(owner: Owner) -> None:
+def test_put_gives_a_schedule_and_takes_it_away(owner: Owner, day: Day) -> None:
     row = owner.active(Fixed(ttl_seconds=3600))
-    row = owner.change(row, lifetime=window(3, 5))
+    row = owner.change(row, lifetime=day.window(3, 5))
     assert (row.status, row.ttl_policy) == (EXPIRED, "schedule")
     assert owner.kinds(row)[-2:] == ["expired", "schedule_closed"]
-    row = owner.change(row, lifetime=window(-1, 2))
-    assert (row.status, row.expired_at) == (PENDING, minute(clock.now() + timedelta(hours=2)))
-    row = owner.change(owner.compute(row), lifetime=window(-2, 1))
-    assert (row.status, row.expired_at) == (ACTIVE, minute(clock.now() + timedelta(hours=1)))
+    row = owner.change(row, lifetime=day.window(-1, 2))
+    assert (row.status, row.expired_at) == (PENDING, day.minute(2))
+    row = owner.change(owner.compute(row), lifetime=day.window(-2, 1))
+    assert (row.status, row.expired_at) == (ACTIVE, day.minute(1))
     row = owner.change(row, lifetime=Auto(cap_seconds=3600))
     assert (row.schedule, row.reopen_at, row.ttl_policy) == (None, None, "auto")
     owner.pass_time(row, minutes=30)
@@ -239,8 +248,8 @@ def test_put_gives_a_schedule_and_takes_it_away(owner: Owner) -> None:
     assert owner.status(row) == EXPIRED
 
 
-def test_deleting_ends_its_openings(owner: Owner, opens_soon: Callable[[], None]) -> None:
-    row = owner.pending(window(3, 5))
+def test_deleting_ends_its_openings(owner: Owner, opens_soon: Callable[[], None], day: Day) -> None:
+    row = owner.pending(day.window(3, 5))
     with transaction.atomic():
         lifecycle.delete(owner.organization_id, row.id, actor="ak-1")
     opens_soon()
@@ -249,10 +258,10 @@ def test_deleting_ends_its_openings(owner: Owner, opens_soon: Callable[[], None]
     assert owner.spent("creation") == Decimal(0)
 
 
-def test_a_long_precompute_is_begun_sooner(owner: Owner) -> None:
-    row = owner.pending(window(3, 5))
+def test_a_long_precompute_is_begun_sooner(owner: Owner, day: Day) -> None:
+    row = owner.pending(day.window(3, 5))
     CacheObject.objects.filter(id=row.id).update(precompute_seconds=1200)
     due(owner, row)
     expiry.open_scheduled()
     row = owner.read(row)
-    assert row.reopen_at == minute(clock.now() + timedelta(hours=3)) - LEAD - timedelta(minutes=20)
+    assert row.reopen_at == day.minute(3) - LEAD - timedelta(minutes=20)
