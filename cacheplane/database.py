@@ -13,12 +13,12 @@ import select
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.db.backends.postgresql.base import ServerBindingCursor
 
 from cacheplane.errors import ServiceUnavailable
@@ -79,15 +79,27 @@ def _has_server_hung_up() -> bool:
     return bool(poll.poll(0))
 
 
-def prepared_row(statement: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def prepared_row(
+    statement: str, values: Mapping[str, Any], *, refusal: str | None = None
+) -> tuple[Any, ...] | None:
     """The first row of a statement that each call sends: parsed and planned once by each connection, and its values
-    sent beside it. Raises Django's database errors."""
+    sent beside it. None when it gives none, or fails with the SQLSTATE `refusal`, having done nothing.
+
+    Raises Django's database errors.
+    """
     connection.ensure_connection()
-    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
-        row: tuple[Any, ...] | None = cursor.execute(
-            statement, values, prepare=settings.DATABASE_PREPARED_STATEMENTS
-        ).fetchone()
-        return row
+    try:
+        # Within somebody's transaction (a test's) a refusal must not end that one.
+        with transaction.atomic() if connection.in_atomic_block else nullcontext():
+            with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+                row: tuple[Any, ...] | None = cursor.execute(
+                    statement, values, prepare=settings.DATABASE_PREPARED_STATEMENTS
+                ).fetchone()
+                return row
+    except DatabaseError as error:
+        if refusal is not None and getattr(error.__cause__, "sqlstate", None) == refusal:
+            return None
+        raise
 
 
 @contextmanager

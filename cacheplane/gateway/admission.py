@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,7 +10,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, connection, transaction
+from django.db import transaction
 
 from billing import accounts, charging, clock, holds, plain_calls
 from billing.errors import HoldClosed, InsufficientFunds
@@ -143,7 +142,7 @@ def _admit_plainly(
     if quote is None:
         return None
     owner = str(wanted.call_id)
-    row = _one_transaction(
+    row = database.prepared_row(
         ADMIT_PLAINLY,
         rate_limits.limits_of(caller)
         | {
@@ -161,23 +160,12 @@ def _admit_plainly(
             "seconds": SLOT_LEASE_SECONDS,
             "wanted": prefix.kv_id if prefix is not None else None,
         },
+        refusal=plain_calls.NOT_PLAIN,
     )
     if row is None:
         return None
     lease = slots.lease_from(row[1:], engine_id=engine_id, owner=owner) if row[1] is not None else None
     return Admitted(at=row[0], lease=lease)
-
-
-def _one_transaction(statement: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
-    """The statement's row; None when it gave none, or when billing said that this is no plain call."""
-    try:
-        # Within somebody's transaction (a test's) a refusal must not end that one.
-        with transaction.atomic() if connection.in_atomic_block else nullcontext():
-            return database.prepared_row(statement, values)
-    except DatabaseError as error:
-        if getattr(error.__cause__, "sqlstate", None) == plain_calls.NOT_PLAIN:
-            return None
-        raise
 
 
 def _admit(caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, engine_id: int) -> Admitted:
@@ -272,7 +260,7 @@ def _settle_plainly(caller: Caller, wanted: Wanted, outcome: Outcome, released: 
     )
     if charges is None:
         return False
-    row = _one_transaction(
+    row = database.prepared_row(
         SETTLE_PLAINLY,
         {
             "call_id": wanted.call_id,
@@ -285,6 +273,7 @@ def _settle_plainly(caller: Caller, wanted: Wanted, outcome: Outcome, released: 
             "resident": released.resident,
             "resident_organization": released.resident_organization,
         },
+        refusal=plain_calls.NOT_PLAIN,
     )
     return row is not None
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from django.db import DatabaseError, connection, transaction
+from django.db import transaction
 
 from billing import accounts, charging, holds, plain_calls
 from cacheplane import database
@@ -152,11 +151,4 @@ def hold_more(call: Call, *, completion: int) -> int:
 
 def _is_taken(statement: str, values: dict[str, Any]) -> bool:
     """False when billing said that this is no plain call: then nothing has been done."""
-    try:
-        with transaction.atomic() if connection.in_atomic_block else nullcontext():
-            database.prepared_row(statement, values)
-            return True
-    except DatabaseError as error:
-        if getattr(error.__cause__, "sqlstate", None) == plain_calls.NOT_PLAIN:
-            return False
-        raise
+    return database.prepared_row(statement, values, refusal=plain_calls.NOT_PLAIN) is not None
