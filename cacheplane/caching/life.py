@@ -21,7 +21,7 @@ BY_WORKERS = ("claimed", "attempt_failed", "active", "error")
 KEY = re.compile(r"ak-[a-z0-9]{20}")
 SHOWN_DETAIL = (
     *("tokens", "attempt", "bytes", "prefill_ms", "expired_at_before", "expired_at"),
-    *("why", "used_at", "storage_since_use", "recreation_cost", "break_even_minutes"),
+    *("why", "ended_at", "used_at", "storage_since_use", "recreation_cost", "break_even_minutes"),
     *("opens_at", "closes_at", "next_open_at", "retry_at"),
     *("wanted_until", "budget", "budget_per", "spent"),
 )

@@ -536,8 +536,12 @@ def _end(account: LockedAccount, row: CacheObject, *, at: datetime, actor: str) 
     )
     assert changed == 1
     store.doom(kv_id, at=at)
-    note(row.id, row.organization_id, EXPIRED, at=at, actor=actor)
-    if row.segment.closed_at is not None and row.segment.closed_at >= row.expired_at:
+    ended_at = row.segment.closed_at
+    assert ended_at is not None, "it was closed just now, or when the money ended"
+    is_unpaid = actor == "clock" and ended_at < row.expired_at
+    detail = reasons.of_empty_balance(ended_at=ended_at) if is_unpaid else {}
+    note(row.id, row.organization_id, EXPIRED, at=at, actor=actor, **detail)
+    if ended_at >= row.expired_at:
         _note_planned_end(account, row, at=at)
     dispatch.after_commit(dispatch.DESTROY_KV)
 

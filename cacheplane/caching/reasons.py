@@ -45,6 +45,14 @@ def of_use(
     }
 
 
+def of_empty_balance(*, ended_at: datetime) -> dict[str, Any]:
+    """It ended before its time, for want of money."""
+    return {
+        "ended_at": ended_at.isoformat(),
+        "why": "The balance could not pay its next minute of storage, so it ended with the last one that was paid.",
+    }
+
+
 def of_rest(row: CacheObject, quote: CreationQuote) -> dict[str, Any]:
     """ttl auto: nobody used it until its end."""
     minutes = row.kept_minutes or 0

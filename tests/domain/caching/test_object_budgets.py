@@ -133,6 +133,9 @@ def test_money_that_runs_out_first_is_no_matter_of_the_budget(new_owner: Callabl
     expiry.expire()
     assert poor.spent("storage") == 3 * STORAGE
     assert "budget_reached" not in poor.kinds(row)
+    [told] = poor.events(row, "expired")
+    assert "balance" in told["why"]
+    assert told["ended_at"] == (poor.read(row).activated_at + 3 * MINUTE).isoformat()
 
 
 def test_a_price_that_was_announced_moves_the_end_before_it_holds(owner: Owner) -> None:
