@@ -9,11 +9,12 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, transaction
 
-from billing import audit, clock, invoicing
+from billing import accounts, audit, clock, invoicing
 from billing.errors import InvoiceRefused
 from billing.models import Invoice
-from billing.periods import ZONE, month_of
+from billing.periods import ZONE, day_at, month_of
 from billing.rounding import invoice_amount, to_fen
+from cacheplane.access.models import Organization
 from tests.domain.billing.conftest import Payer
 
 pytestmark = pytest.mark.django_db
@@ -228,3 +229,20 @@ def test_the_command_says_what_it_made(payer, capsys):
 def test_the_command_refuses_what_is_no_month_or_not_over(payer, month):
     with pytest.raises(CommandError, match="written like|is invoiced from"):
         call_command("make_invoices", month=month)
+
+
+def test_the_command_makes_for_each_what_is_over_by_its_own_clock(payer, capsys):
+    """A sandbox's month may be over while everybody else's is not."""
+    organization = Organization.objects.create(name="Rehearsal", tier_id="tier0", kind="sandbox")
+    accounts.open_account(organization.id)
+    sandbox = Payer(organization_id=organization.id, at=clock.now())
+    sandbox.recharge("100")
+    spend(sandbox, 1_000_000)
+    month = month_of(day_at(clock.now()))
+    with pytest.raises(CommandError, match="is invoiced from"):
+        call_command("make_invoices", month=f"{month.start:%Y-%m}")
+    with transaction.atomic():
+        accounts.advance_clock(accounts.lock(organization.id), to=month.ends_at + timedelta(hours=2))
+    call_command("make_invoices", month=f"{month.start:%Y-%m}")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"{organization.id} {month.start:%Y-%m} number 1: 12.00 CNY", "1 invoices made"]
