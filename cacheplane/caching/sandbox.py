@@ -23,7 +23,6 @@ from cacheplane.errors import InvalidRequest, PermissionDenied
 ADVANCE_SECONDS_MAX = 366 * 86_400
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
-DAY = timedelta(days=1)
 OBJECT_DAYS_MAX = 3_000
 """Living objects times the days of a jump: so many are written in some seconds."""
 DAYS_START = timezone(timedelta(hours=8))
