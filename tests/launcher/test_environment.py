@@ -129,6 +129,13 @@ class TestMaking:
         checkout.run()
         assert len(checkout.installations()) == 2
 
+    def test_who_wants_no_bytecode_beside_the_sources_has_it_in_the_environment(self, checkout):
+        """Each process of ours would compile all that it imports, otherwise."""
+        assert checkout.run(PYTHONDONTWRITEBYTECODE="1")[0] == 0
+        assert not list((checkout.root / "cacheplane").rglob("__pycache__"))
+        kept = {path.name.split(".")[0] for path in (checkout.root / ".venv" / "bytecode").rglob("*.pyc")}
+        assert {"commands", "environment"} <= kept
+
     def test_two_first_calls_at_once_make_one(self, checkout):
         both = [checkout.start(UV_SECONDS="1.5") for _ in range(2)]
         errors = [process.communicate(timeout=120)[1] for process in both]
