@@ -1,11 +1,12 @@
 """The running instance that the black-box tests share: `manage.py up` in a folder of its own, real from HTTP to bytes.
 
-Tests that use it are marked `instance`; they run one after another in one worker, each with an organization of its
-own, and after each of them the ledger's invariants are run.
+Tests that use it are marked `instance`. Their files are dealt out to two groups; a group's tests run one after another
+on one instance, each with an organization of its own, and after each of them the ledger's invariants are run.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -38,10 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "instance" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("own_instance"):
-            item.add_marker(pytest.mark.instance)
-            item.add_marker(pytest.mark.xdist_group("instance"))
+    sharing = [
+        item
+        for item in items
+        if "instance" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("own_instance")
+    ]
+    # Workers must agree on the groups, so they follow from the files' names alone.
+    files = sorted({item.path for item in sharing})
+    for item in sharing:
+        item.add_marker(pytest.mark.instance)
+        item.add_marker(pytest.mark.xdist_group(f"instance-{files.index(item.path) % 2 + 1}"))
 
 
 def free_port() -> int:
@@ -71,6 +78,7 @@ class Instance:
     data_dir: Path
     ready: dict[str, Any]
     log: Path
+    _connection: Any = None
 
     @property
     def base_url(self) -> str:
@@ -128,17 +136,41 @@ class Instance:
         written = sorted((self.data_dir / "logs").rglob("*"))
         return "\n".join(path.read_text(errors="replace") for path in [self.log, *written] if path.is_file())
 
+    def connection(self) -> Any:
+        """Django's, to its database. One for all tests: each new one costs PostgreSQL a process that knows no table."""
+        from django.db import connections
+        from django.db.backends.postgresql.base import DatabaseWrapper
+
+        if self._connection is None:
+            settings = {**connections["default"].settings_dict, **self.database_settings()}
+            self._connection = DatabaseWrapper(settings, "default")
+        elif self._connection.connection is not None and not self._connection.is_usable():
+            self._connection.close()
+        return self._connection
+
     def stop(self) -> int:
+        if self._connection is not None:
+            self._connection.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
 
 
 def start_instance(
-    data_dir: Path, *, port: int | None = None, environment: dict[str, str] | None = None
+    data_dir: Path,
+    *,
+    port: int | None = None,
+    environment: dict[str, str] | None = None,
+    copy_of: Path | None = None,
 ) -> Instance:
-    """Run `manage.py up` until it is ready; its output is the failure's text when it is not."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    """Run `manage.py up` until it is ready; its output is the failure's text when it is not.
+
+    `copy_of`: a folder that another has left, to begin with.
+    """
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    if copy_of is not None:
+        subprocess.run(["cp", "-a", str(copy_of), str(data_dir)], check=True)
+    data_dir.mkdir(exist_ok=True)
     ready_file, log = (
         data_dir.parent / f"{data_dir.name}.ready.json",
         data_dir.parent / f"{data_dir.name}.log",
@@ -164,8 +196,24 @@ def start_instance(
 
 
 @pytest.fixture(scope="session")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    running = start_instance(tmp_path_factory.mktemp("instance") / "data")
+def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a first start has left: tables, operator, first organization. Made once for all workers."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    folder, done = place / "first-start", place / "first-start.done"
+    with (place / "first-start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            running = start_instance(folder)
+            assert running.stop() == 0, running.log.read_text()[-4000:]
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def instance(tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
+    running = start_instance(tmp_path_factory.mktemp("instance") / "data", copy_of=first_start)
     yield running
     assert running.stop() == 0, running.log.read_text()[-4000:]
 
@@ -174,17 +222,14 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
 def using_database_of(instance: Instance, blocker: Any) -> Iterator[None]:
     """Within it, Django's default connection of this thread is the instance's database, and keys get its pepper."""
     from django.db import connections
-    from django.db.backends.postgresql.base import DatabaseWrapper
     from django.test import override_settings
 
     before = connections["default"]
-    settings = {**before.settings_dict, **instance.database_settings()}
-    connections["default"] = DatabaseWrapper(settings, "default")
+    connections["default"] = instance.connection()
     try:
         with blocker.unblock(), override_settings(API_KEY_PEPPER=instance.settings["API_KEY_PEPPER"]):
             yield
     finally:
-        connections["default"].close()
         connections["default"] = before
 
 

@@ -25,10 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def instance(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+def instance(folder: Path, tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
     running = start_instance(
         tmp_path_factory.mktemp("exporting") / "data",
         environment={"BILLING_EXPORT_URL": f"file://{folder}", "BILLING_EXPORT_SOURCE": SOURCE},
+        copy_of=first_start,
     )
     try:
         yield running

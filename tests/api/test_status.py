@@ -54,8 +54,9 @@ def test_it_can_be_deleted(caller, failed):
 
 
 @pytest.mark.own_instance
-def test_the_references_words_can_be_shown_instead(tmp_path):
-    running = start_instance(tmp_path / "data", environment={"CACHE_STATUS_WORDS": "reference"})
+def test_the_references_words_can_be_shown_instead(tmp_path, first_start):
+    words = {"CACHE_STATUS_WORDS": "reference"}
+    running = start_instance(tmp_path / "data", environment=words, copy_of=first_start)
     try:
         client = running.client()
         made = client.create()

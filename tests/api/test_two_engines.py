@@ -24,8 +24,8 @@ MEMO_SECONDS = 6
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    running = start_instance(tmp_path_factory.mktemp("two") / "data")
+def instance(tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
+    running = start_instance(tmp_path_factory.mktemp("two") / "data", copy_of=first_start)
     try:
         yield running
     finally:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -25,9 +26,11 @@ COMPUTE_SECONDS = 120.0
 BACK_SECONDS = 60.0
 
 
-def own_instance(factory: pytest.TempPathFactory, **environment: str) -> Iterator[Instance]:
+def own_instance(
+    factory: pytest.TempPathFactory, first_start: Path, **environment: str
+) -> Iterator[Instance]:
     """For a fixture: an instance that nobody else uses; it must still stop in order when the harm is done."""
-    running = start_instance(factory.mktemp("harmed") / "data", environment=environment)
+    running = start_instance(factory.mktemp("harmed") / "data", environment=environment, copy_of=first_start)
     try:
         yield running
     finally:

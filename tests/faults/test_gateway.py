@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,8 @@ QUESTION = {"role": "user", "content": "Tell me all of it."}
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    yield from harm.own_instance(tmp_path_factory)
+def instance(tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
+    yield from harm.own_instance(tmp_path_factory, first_start)
 
 
 def begun(caller: Client) -> Call:

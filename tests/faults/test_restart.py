@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,11 +23,11 @@ def active() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def instance(
-    tmp_path_factory: pytest.TempPathFactory, active: dict[str, str], django_db_blocker: object
+    tmp_path_factory: pytest.TempPathFactory, first_start: Path, active: dict[str, str]
 ) -> Iterator[Instance]:
     """The second life of an instance: in its first it made two objects. Its disk is full by quota."""
     folder = tmp_path_factory.mktemp("restarted") / "data"
-    first = start_instance(folder)
+    first = start_instance(folder, copy_of=first_start)
     try:
         client = first.client()
         for name in ("one", "two"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +22,9 @@ SENDERS = 4
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+def instance(tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
     yield from harm.own_instance(
-        tmp_path_factory, WEBHOOK_ALLOW_PRIVATE_HOSTS="true", WEBHOOK_LEASE_SECONDS="15"
+        tmp_path_factory, first_start, WEBHOOK_ALLOW_PRIVATE_HOSTS="true", WEBHOOK_LEASE_SECONDS="15"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,8 @@ SWEPT_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    yield from harm.own_instance(tmp_path_factory, PRECOMPUTE_LEASE_SECONDS="8")
+def instance(tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
+    yield from harm.own_instance(tmp_path_factory, first_start, PRECOMPUTE_LEASE_SECONDS="8")
 
 
 def test_a_killed_worker_s_object_becomes_active_and_is_charged_once(

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +22,8 @@ LOSS = re.compile(r"claim_lost|lane_lost")
 
 
 @pytest.fixture(scope="module")
-def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
-    yield from harm.own_instance(tmp_path_factory, PRECOMPUTE_LEASE_SECONDS=str(LEASE_SECONDS))
+def instance(tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
+    yield from harm.own_instance(tmp_path_factory, first_start, PRECOMPUTE_LEASE_SECONDS=str(LEASE_SECONDS))
 
 
 @pytest.fixture
