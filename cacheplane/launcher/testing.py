@@ -16,7 +16,8 @@ from cacheplane.launcher import engine, postgres
 from cacheplane.launcher.errors import LauncherError
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_ARGUMENTS = ("-n", "2", "--dist", "loadgroup")
+# One worker more than the smallest machine has cores: the longest tests mostly wait.
+DEFAULT_ARGUMENTS = ("-n", "3", "--dist", "loadgroup")
 MODEL_SEED = 1234
 # What a developer's shell may hold and a test must not reach.
 FOREIGN = (
