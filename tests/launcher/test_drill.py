@@ -52,12 +52,17 @@ def test_stopped_in_the_middle_it_leaves_nothing(short_path: Path) -> None:
     )
     family = psutil.Process(running.pid)
 
-    def players() -> list[psutil.Process]:
-        children = family.children(recursive=True)
-        return [one for one in children if "multiprocessing.spawn" in " ".join(one.cmdline())]
+    def plays(process: psutil.Process) -> bool:
+        try:
+            return "multiprocessing.spawn" in " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            return False  # one of the short-lived ones has ended since it was listed
+
+    def players() -> int:
+        return sum(plays(child) for child in family.children(recursive=True))
 
     try:
-        wait_for(lambda: len(players()) == 2, seconds=120, what="two processes play")
+        wait_for(lambda: players() == 2, seconds=120, what="two processes play")
     finally:
         running.terminate()
     _, errors = running.communicate(timeout=60)
