@@ -2,8 +2,9 @@
 and a sandbox's clock instead of the hours.
 
 The vectors are of 2024: storage at 10 yuan, then at 5. So a family of its own keeps 5 now and is announced 10 for a
-month ahead, where one of the sandboxes goes. The first and the third vector have the tokens that they name; the second,
-with its 639 calls, has a tenth of the tokens at ten times their price, because each call takes the engine a while.
+month ahead, where two of the sandboxes go. The engine has a model of one small layer, because the nano model takes
+half a minute for 35,000 tokens. Still, each call's text takes it a while to read: so the second vector, with its 639
+calls, has a tenth of the tokens at ten times their price, in a family of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Client, Instance, wait_for
+from cacheplane.engines import make_gguf
+from tests.conftest import Client, Instance, start_instance, using_database_of, wait_for
+
+pytestmark = [pytest.mark.own_instance, pytest.mark.xdist_group("vectors")]
 
 TIER = "rehearsal"
 HOUR = 3600
@@ -37,50 +42,59 @@ class Family:
 
 
 FULL, TENTH = Family("rehearsal-v1", 1), Family("rehearsal-tenth-v1", 10)
+SMALL = make_gguf.Preset(
+    embedding=32, layers=1, heads=1, kv_heads=1, feed_forward=32, vocabulary=12_288, quantization="q8_0"
+)
 
 
-@pytest.fixture
-def prices(instance: Instance, instance_database: None) -> Iterator[datetime]:
-    """Two families on the instance's own engine, at the vectors' prices; from when on storage costs 10 yuan there."""
-    from billing import clock
-    from cacheplane.access.models import Tier
-    from cacheplane.engines.models import ModelFamily, ServedModel
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory, first_start: Path) -> Iterator[Instance]:
+    folder = tmp_path_factory.mktemp("vectors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(make_gguf.PRESETS, "small", SMALL)
+        made = make_gguf.write_model(folder / "small.gguf", preset="small", seed=1)
+    running = start_instance(folder / "data", environment={"MODEL": str(made.path)}, copy_of=first_start)
+    try:
+        yield running
+    finally:
+        status = running.stop()
+    assert status == 0, running.log.read_text()[-4000:]
 
-    tier5 = Tier.objects.get(slug="tier5")
-    # The vectors send more in a minute than any tier takes.
-    tier5.slug, tier5.rank, tier5.tokens_per_minute = TIER, 90, 10**9
-    if not Tier.objects.filter(slug=TIER).exists():
+
+@pytest.fixture(scope="module")
+def prices(instance: Instance, django_db_blocker: Any) -> datetime:
+    """Two families on the instance's engine, at the vectors' prices; from when on storage costs 10 yuan there."""
+    with using_database_of(instance, django_db_blocker):
+        from billing import clock, price_book
+        from cacheplane.access.models import Tier
+        from cacheplane.engines.models import ModelFamily, ServedModel
+
+        tier5 = Tier.objects.get(slug="tier5")
+        # The vectors send more in a minute than any tier takes.
+        tier5.slug, tier5.rank, tier5.tokens_per_minute = TIER, 90, 10**9
         tier5.save(force_insert=True)
-    engine = ModelFamily.objects.get(name="moonshot-v1").engine
-    now = clock.now()
-    dear_from = now + timedelta(days=30)
-    for family in (FULL, TENTH):
-        row = ModelFamily.objects.create(name=family.name, engine=engine)
-        ServedModel.objects.create(name=family.model, family=row, window_tokens=131_072)
-        price(family, now=now, dear_from=dear_from)
-    yield dear_from
-    ServedModel.objects.filter(family__in=[FULL.name, TENTH.name]).delete()
-    ModelFamily.objects.filter(name__in=[FULL.name, TENTH.name]).delete()
-
-
-def price(family: Family, *, now: datetime, dear_from: datetime) -> None:
-    """Once: prices outlive the families."""
-    from billing import price_book
-    from billing.models import PricedItem
-
-    for meter, model, per_million in [
-        ("creation", family.name, 24 * family.dearer),
-        ("storage", family.name, 5 * family.dearer),
-        ("call", family.name, 20_000),
-        ("prompt", family.model, 60 * family.dearer),
-        ("completion", family.model, 60 * family.dearer),
-    ]:
-        if not PricedItem.objects.filter(meter=meter, model=model).exists():
-            item = {"meter": meter, "model": model, "currency": "CNY"}
-            price_book.publish(**item, per_million=Decimal(per_million), valid_from=now)
-            if meter == "storage":
-                dear = Decimal(10 * family.dearer)
-                price_book.publish(**item, per_million=dear, valid_from=dear_from)
+        engine = ModelFamily.objects.get(name="moonshot-v1").engine
+        now = clock.now()
+        dear_from = now + timedelta(days=30)
+        for family in (FULL, TENTH):
+            row = ModelFamily.objects.create(name=family.name, engine=engine)
+            ServedModel.objects.create(name=family.model, family=row, window_tokens=131_072)
+            for meter, model, per_million, valid_from in [
+                ("creation", family.name, 24 * family.dearer, now),
+                ("storage", family.name, 5 * family.dearer, now),
+                ("storage", family.name, 10 * family.dearer, dear_from),
+                ("call", family.name, 20_000, now),
+                ("prompt", family.model, 60 * family.dearer, now),
+                ("completion", family.model, 60 * family.dearer, now),
+            ]:
+                price_book.publish(
+                    meter=meter,
+                    model=model,
+                    currency="CNY",
+                    per_million=Decimal(per_million),
+                    valid_from=valid_from,
+                )
+        return dear_from
 
 
 def advance(caller: Client, **by: Any) -> datetime:
