@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import psycopg
 from django.conf import settings
@@ -32,6 +33,9 @@ _threads = ThreadPoolExecutor(settings.HOT_PATH_DATABASE_THREADS, thread_name_pr
 _local = threading.local()
 _generation = 0
 
+PLACES = max(1, settings.HOT_PATH_DATABASE_THREADS // 2)
+# Of organizations for which something is under way: whoever uses a semaphore holds it, and the last takes it along.
+_places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
 _beating = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
 
@@ -41,6 +45,16 @@ async def run_apart(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     return await asyncio.get_running_loop().run_in_executor(
         _beating, lambda: _guarded(function, *args, **kwargs)
     )
+
+
+async def run_for(organization_id: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """As `run`, for what may wait until the organization's account is unlocked: it leaves half of the threads to
+    others. Raises ServiceUnavailable."""
+    places = _places.get(organization_id)
+    if places is None:
+        places = _places[organization_id] = asyncio.Semaphore(PLACES)
+    async with places:
+        return await run(function, *args, **kwargs)
 
 
 async def run(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

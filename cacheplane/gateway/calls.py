@@ -115,7 +115,7 @@ async def dry_run(caller: Caller, call: Call) -> DryRun:
             f"Invalid request: dry_run: the cache object is {word_for(meant.named.status)}, and takes one that is "
             f"{word_for(ACTIVE)}"
         )
-    await database.run(rate_limits.admit_tokens, caller, tokens=0)
+    await database.run_for(caller.organization_id, rate_limits.admit_tokens, caller, tokens=0)
     prompt_tokens = await _prompt_tokens(registry.adapter_of(meant.serving.engine), meant)
     serving = _fitting(meant, prompt_tokens=prompt_tokens)
     price, price_uncached, currency = await database.run(
@@ -251,7 +251,14 @@ async def _admitted(
     admit: Callable[..., A], caller: Caller, wanted: Wanted, *, gateway_id: uuid.UUID, meant: _Meant
 ) -> A:
     taking = asyncio.create_task(
-        database.run(admit, caller, wanted, gateway_id=gateway_id, engine_id=meant.serving.engine.id)
+        database.run_for(
+            caller.organization_id,
+            admit,
+            caller,
+            wanted,
+            gateway_id=gateway_id,
+            engine_id=meant.serving.engine.id,
+        )
     )
     try:
         return await asyncio.shield(taking)
@@ -269,7 +276,7 @@ async def _undo(taking: asyncio.Task[A], caller: Caller, wanted: Wanted) -> None
     if admitted is None:
         return
     outcome = Outcome(usage=None, is_hit=False, started_at=admitted.at)
-    await database.run(admission.settle, caller, wanted, outcome, None)
+    await database.run_for(caller.organization_id, admission.settle, caller, wanted, outcome, None)
     lease = admitted.lease
     if lease is not None:
         # Nothing was done with it: it holds what it held.

@@ -288,7 +288,7 @@ class Completion:
         """Until the database takes it: a call that nobody settles would keep its place and its hold."""
         for pause in (*SETTLE_RETRY_SECONDS, None):
             try:
-                await database.run(settle, *args, **kwargs)
+                await database.run_for(self.caller.organization_id, settle, *args, **kwargs)
                 return
             except ServiceUnavailable:
                 if pause is None:

@@ -30,7 +30,8 @@ class Cover:
             step = min(HOLD_TOKENS, self._wanted.max_tokens - self.tokens)
             # A task of its own: whoever leaves meanwhile must still learn what was set aside.
             self._growing = asyncio.create_task(
-                database.run(
+                database.run_for(
+                    self._caller.organization_id,
                     admission.hold_more,
                     self._caller,
                     self._wanted,
