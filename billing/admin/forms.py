@@ -128,9 +128,15 @@ def _read(reader: Callable[[str], Read], text: str) -> Read:
 
 
 class PriceForm(ModelForm):  # type: ignore[type-arg]
+    reason = ReasonField()
+
     class Meta:
         model = Price
         fields = ("priced_item", "per_million", "valid_from")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["reason"].help_text = "Is kept in the log of what operators do."
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}

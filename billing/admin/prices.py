@@ -99,7 +99,7 @@ class PriceAdmin(AddOnlyAdmin):
 
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
         announced = ["priced_item", "per_million", "valid_from"]
-        return [*announced, "valid_to", "created_at"] if obj else announced
+        return [*announced, *(["valid_to", "created_at"] if obj else ["reason"])]
 
     def save_model(self, request: HttpRequest, obj: Price, form: Any, change: bool) -> None:
         item = obj.priced_item

@@ -55,6 +55,7 @@ class AuditedPriceAdmin(PriceAdmin):
             operator=operator_of(request),
             action="price.announce",
             subject=str(obj.priced_item),
+            reason=audit.required_reason(form.cleaned_data["reason"]),
             detail={"valid_from": obj.valid_from.isoformat(), "per_million": str(obj.per_million)},
         )
 

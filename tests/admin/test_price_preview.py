@@ -103,14 +103,19 @@ def test_who_may_only_look_at_prices_announces_none(client: Client, url: str):
     assert client.post(url, {"draft": DRAFT, "month": "2024-07"}).status_code in (302, 403)
 
 
-def test_a_single_price_that_is_announced_is_audited_too(operator: Client):
+def test_a_single_price_that_is_announced_is_audited_too_and_says_why(operator: Client):
     item = PricedItem.objects.get(meter="call")
     start = (clock.now() + timedelta(hours=1)).replace(microsecond=0)
     given = {"priced_item": item.pk, "per_million": "3"}
     given |= {"valid_from_0": f"{start:%Y-%m-%d}", "valid_from_1": f"{start:%H:%M:%S}"}
+    refused = operator.post(reverse("admin:billing_price_add"), given | {"reason": " "})
+    assert (refused.status_code, set(refused.context["adminform"].form.errors)) == (200, {"reason"})
+    assert not AuditEntry.objects.filter(action="price.announce").exists()
+    given |= {"reason": "Dearer disks."}
     assert operator.post(reverse("admin:billing_price_add"), given).status_code == 302
     entry = AuditEntry.objects.get(action="price.announce")
     assert (entry.subject, entry.detail["per_million"]) == ("call moonshot-v1 CNY", "3")
+    assert entry.reason == "Dearer disks."
 
 
 def test_a_tiers_price_is_ended_with_a_reason_and_one_for_all_is_not(operator: Client):

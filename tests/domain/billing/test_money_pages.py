@@ -168,6 +168,7 @@ def announce(operator: Client, item: PricedItem, start, per_million: str = "3") 
         {
             "priced_item": item.pk,
             "per_million": per_million,
+            "reason": "It was agreed.",
             "valid_from_0": start.strftime("%Y-%m-%d"),
             "valid_from_1": start.strftime("%H:%M:%S"),
         },
