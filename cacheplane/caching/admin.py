@@ -35,6 +35,7 @@ from cacheplane.caching.models import (
     CacheTagChange,
     IdempotencyKey,
     OrganizationBudget,
+    PrecomputeTurn,
 )
 from cacheplane.errors import Conflict
 
@@ -486,6 +487,16 @@ class OrganizationBudgetAdmin(ReadOnlyAdmin):
     search_fields = ["organization__id", "organization__name"]
     list_select_related = ["organization"]
     fields = ["organization", "amount", "per", "set_at", "set_by"]
+
+
+@admin.register(PrecomputeTurn)
+class PrecomputeTurnAdmin(ReadOnlyAdmin):
+    """Whose turn it was: of the organizations with pending objects, the one for which it is longest ago comes next."""
+
+    list_display = [_organization_column, _time_column("taken_at", "last turn")]
+    search_fields = ["organization__id", "organization__name"]
+    list_select_related = ["organization"]
+    fields = ["organization", "taken_at"]
 
 
 @admin.register(IdempotencyKey)

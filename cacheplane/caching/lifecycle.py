@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Min, Q, Sum
+from django.db.models import F, Min, OuterRef, Q, Subquery, Sum
 
 from billing import accounts, charging, clock, holds, storage
 from billing.accounts import LockedAccount
@@ -32,6 +32,7 @@ from cacheplane.caching.models import (
     SCHEDULED,
     CacheObject,
     CacheObjectEvent,
+    PrecomputeTurn,
 )
 from cacheplane.errors import Conflict, InvalidRequest, NotFound
 from cacheplane.events import outbox
@@ -113,11 +114,13 @@ def hold_creation(
 
 
 def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim | None:
-    """Take the oldest pending object, of these model families if they are said, that nobody is computing."""
+    """Take a pending object, of these model families if they are said, that nobody is computing: the oldest one of the
+    organization whose last turn is longest ago, so that who has many keeps nobody with few waiting."""
     at = clock.now()
     asked = Q() if families is None else Q(model__in=families)
     free = Q(lease_until__isnull=True) | Q(lease_until__lt=at)
     ripe = Q(retry_at__isnull=True) | Q(retry_at__lte=at)
+    its_turn = PrecomputeTurn.objects.filter(organization_id=OuterRef("organization_id"))
     with transaction.atomic():
         row = (
             # Not the full lock: a tag that is being bound to an object must not hide it.
@@ -130,7 +133,8 @@ def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim 
                 expired_at__gt=OWN_NOW,
                 attempts__lt=settings.PRECOMPUTE_ATTEMPTS_MAX,
             )
-            .order_by("created_at")
+            .annotate(turn=Subquery(its_turn.values("taken_at")))
+            .order_by(F("turn").asc(nulls_first=True), "created_at")
             .only("id", "organization_id", "fence", "attempts")
             .first()
         )
@@ -149,6 +153,12 @@ def claim_next(*, owner: str, families: Collection[str] | None = None) -> Claim 
             fence=claim.fence,
             attempts=claim.attempt,
             prefilled_tokens=0,
+        )
+        PrecomputeTurn.objects.bulk_create(
+            [PrecomputeTurn(organization_id=row.organization_id, taken_at=at)],
+            update_conflicts=True,
+            unique_fields=["organization"],
+            update_fields=["taken_at"],
         )
         own_at = clock.now_of(row.organization_id)
         note(row.id, row.organization_id, "claimed", at=own_at, actor=owner, attempt=claim.attempt)

@@ -243,6 +243,21 @@ class OrganizationBudget(models.Model):
         return f"{self.amount} {self.per}"
 
 
+class PrecomputeTurn(models.Model):
+    """When a worker last took up an object of an organization: the one for which that is longest ago comes next."""
+
+    organization = models.OneToOneField(
+        "access.Organization", primary_key=True, on_delete=models.PROTECT, related_name="precompute_turn"
+    )
+    taken_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-taken_at"]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} {self.taken_at:%Y-%m-%d %H:%M:%S}"
+
+
 class CacheTagQuerySet(models.QuerySet["CacheTag"]):
     def of(self, organization_id: str) -> CacheTagQuerySet:
         """Where every look-up for a caller starts."""
