@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.http import QueryDict
+from drf_spectacular.utils import OpenApiParameter
 
 from cacheplane.caching.cache_objects import Page
 from cacheplane.errors import InvalidRequest
@@ -21,6 +23,19 @@ class Window:
     limit: int
     newest_first: bool
     after: str | None
+
+
+def require_known(query: QueryDict, parameters: Sequence[OpenApiParameter]) -> None:
+    """For what gives sums: with a filter that is misspelt they would be others, and nobody would notice.
+
+    Raises InvalidRequest naming the first parameter that is none of these.
+    """
+    taken = [parameter.name for parameter in parameters if parameter.location == OpenApiParameter.QUERY]
+    for name in query:
+        if name not in taken:
+            raise InvalidRequest(
+                f"Invalid request: {name[:40]}: got an unknown parameter, takes {', '.join(taken)}"
+            )
 
 
 def window_from(query: QueryDict, *, order_default: str) -> Window:

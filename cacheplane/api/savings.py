@@ -13,6 +13,7 @@ from billing import clock, money
 from cacheplane.api import openapi, periods
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.billing import AMOUNT, INSTANT
+from cacheplane.api.pagination import require_known
 from cacheplane.caching import advice, savings
 from cacheplane.caching.savings import Saved, Savings
 from cacheplane.errors import InvalidRequest
@@ -98,19 +99,23 @@ def as_json(group: Saved, *, by: str) -> dict[str, Any]:
     }
 
 
+PARAMETERS = [
+    OpenApiParameter("group_by", str, enum=list(GROUPS), description=f"default {savings.OBJECT}"),
+    *periods.SPAN,
+]
+
+
 class BillingSavings(APIView):
     @extend_schema(
         operation_id="get_savings",
         summary="What cache objects saved, in money and seconds, and whether each pays",
         description=f"The last {periods.DAYS_DEFAULT} days unless start and end are given, {periods.DAYS_MAX} at most. "
         "Deleted objects are told too.",
-        parameters=[
-            OpenApiParameter("group_by", str, enum=list(GROUPS), description=f"default {savings.OBJECT}"),
-            *periods.SPAN,
-        ],
+        parameters=PARAMETERS,
         responses=openapi.answers(SAVINGS, 400, 401, 403, 503),
     )
     def get(self, request: Request) -> Response:
+        require_known(request.query_params, PARAMETERS)
         at = clock.now_of(caller_of(request).organization_id)
         period = periods.period_from(request.query_params, at=at)
         by = request.query_params.get("group_by", "") or savings.OBJECT

@@ -21,7 +21,7 @@ from billing.statement_months import Month
 from cacheplane.api import csv_files, openapi
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.billing import AMOUNT, INSTANT
-from cacheplane.api.pagination import Window, window_from
+from cacheplane.api.pagination import Window, require_known, window_from
 from cacheplane.api.transfers import format_from
 from cacheplane.errors import InvalidRequest, NotFound
 
@@ -166,6 +166,7 @@ class BillingStatements(APIView):
         responses=openapi.answers(openapi.page_of(MONTH_LISTED), 400, 401, 403),
     )
     def get(self, request: Request) -> Response:
+        require_known(request.query_params, CURSOR)
         window = window_from(request.query_params, order_default="desc")
         organization_id, after = caller_of(request).organization_id, _cursor_of(window)
         at = clock.now_of(organization_id)
@@ -179,18 +180,22 @@ class BillingStatements(APIView):
         return Response({"object": "list", "data": data, "has_more": len(periods) > window.limit})
 
 
+PARAMETERS = [
+    OpenApiParameter("month", _MONTH, OpenApiParameter.PATH),
+    OpenApiParameter("format", str, enum=[JSON, CSV, HTML]),
+]
+
+
 class BillingStatement(APIView):
     @extend_schema(
         operation_id="get_statement",
         summary="One month, entry by entry: as JSON to be checked, for a spreadsheet, or to be printed",
-        parameters=[
-            OpenApiParameter("month", _MONTH, OpenApiParameter.PATH),
-            OpenApiParameter("format", str, enum=[JSON, CSV, HTML]),
-        ],
+        parameters=PARAMETERS,
         responses=openapi.answers(STATEMENT, 400, 401, 403, 404)
         | {(200, "text/csv"): {"type": "string"}, (200, "text/html"): {"type": "string"}},
     )
     def get(self, request: Request, month: str) -> Response | HttpResponse:
+        require_known(request.query_params, PARAMETERS)
         form = format_from(request.query_params, JSON, CSV, HTML)
         organization_id = caller_of(request).organization_id
         period = _required(organization_id, month)
@@ -240,6 +245,7 @@ class BillingInvoices(APIView):
         responses=openapi.answers(openapi.page_of(INVOICE), 400, 401, 403),
     )
     def get(self, request: Request) -> Response:
+        require_known(request.query_params, CURSOR)
         window = window_from(request.query_params, order_default="desc")
         found = statement_months.invoices(
             caller_of(request).organization_id,

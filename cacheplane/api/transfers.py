@@ -18,7 +18,7 @@ from cacheplane import database
 from cacheplane.api import csv_files, openapi, periods
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.billing import AMOUNT, INSTANT
-from cacheplane.api.pagination import window_from
+from cacheplane.api.pagination import require_known, window_from
 from cacheplane.api.periods import open_period_from, zone_from
 from cacheplane.errors import InvalidRequest, NotFound
 
@@ -155,27 +155,31 @@ def _cursor_from(query: QueryDict, name: str, *, organization_id: str) -> int | 
     return int(raw)
 
 
+PARAMETERS = [
+    *openapi.page_parameters(cursor="a transfer's id", pattern=f"^({CURSOR.pattern})?$"),
+    OpenApiParameter("meter", str, enum=list(history.METERS)),
+    OpenApiParameter("subject", _TEXT, description="a cache object's id"),
+    OpenApiParameter("model", _TEXT),
+    OpenApiParameter("api_key", _TEXT, description="a key's id"),
+    OpenApiParameter("request_id", _TEXT),
+    *periods.SPAN,
+    OpenApiParameter("format", str, enum=[JSON, CSV]),
+]
+
+
 class BillingTransfers(APIView):
     @extend_schema(
         operation_id="list_transfers",
         summary="What moved the organization's money, line by line",
         description=f"format=csv: a file of all that the filter takes, of {CSV_ROWS_MAX} rows at most; limit is "
         "for JSON alone.",
-        parameters=[
-            *openapi.page_parameters(cursor="a transfer's id", pattern=f"^({CURSOR.pattern})?$"),
-            OpenApiParameter("meter", str, enum=list(history.METERS)),
-            OpenApiParameter("subject", _TEXT, description="a cache object's id"),
-            OpenApiParameter("model", _TEXT),
-            OpenApiParameter("api_key", _TEXT, description="a key's id"),
-            OpenApiParameter("request_id", _TEXT),
-            *periods.SPAN,
-            OpenApiParameter("format", str, enum=[JSON, CSV]),
-        ],
+        parameters=PARAMETERS,
         responses=openapi.answers(openapi.page_of(TRANSFER), 400, 401, 403, 404)
         | {(200, "text/csv"): {"type": "string"}},
     )
     def get(self, request: Request) -> Response | StreamingHttpResponse:
         query, organization_id = request.query_params, caller_of(request).organization_id
+        require_known(query, PARAMETERS)
         asked = window_from(query, order_default="desc")
         wanted = filter_from(query)
         window = Window(

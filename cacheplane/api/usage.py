@@ -15,6 +15,7 @@ from billing.usage import Sums
 from cacheplane.api import openapi, periods
 from cacheplane.api.authentication import caller_of
 from cacheplane.api.billing import AMOUNT, INSTANT, meter_and_kind
+from cacheplane.api.pagination import require_known
 from cacheplane.errors import InvalidRequest
 
 GROUPS = tuple(usage.DIMENSIONS)
@@ -96,25 +97,29 @@ def _quantity(sums: Sums) -> int:
     )
 
 
+PARAMETERS = [
+    OpenApiParameter(
+        "group_by",
+        {"type": "array", "items": {"type": "string", "enum": list(GROUPS)}},
+        style="form",
+        explode=False,
+        description="one or several, comma separated; none: all in one",
+    ),
+    *periods.SPAN,
+]
+
+
 class BillingUsage(APIView):
     @extend_schema(
         operation_id="get_usage",
         summary="What was used and paid, by day, model, cache object, key or meter",
         description=f"The last {periods.DAYS_DEFAULT} days unless start and end are given, {periods.DAYS_MAX} at most.",
-        parameters=[
-            OpenApiParameter(
-                "group_by",
-                {"type": "array", "items": {"type": "string", "enum": list(GROUPS)}},
-                style="form",
-                explode=False,
-                description="one or several, comma separated; none: all in one",
-            ),
-            *periods.SPAN,
-        ],
+        parameters=PARAMETERS,
         responses=openapi.answers(USAGE, 400, 401, 403),
     )
     def get(self, request: Request) -> Response:
         query, organization_id = request.query_params, caller_of(request).organization_id
+        require_known(query, PARAMETERS)
         at = clock.now_of(caller_of(request).organization_id)
         period, group_by = periods.period_from(query, at=at), group_by_from(query)
         found = usage.sums(

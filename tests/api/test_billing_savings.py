@@ -130,7 +130,7 @@ def test_nobody_sees_somebody_elses(cached, outsider):
 
 @pytest.mark.parametrize(
     ("query", "named"),
-    [("group_by=key", "group_by"), ("start=x", "start"), ("tz=x", "tz"), ("end=-1", "end")],
+    [("group_by=key", "group_by"), ("start=x", "start"), ("tz=x", "tz"), ("end=-1", "end"), ("by=day", "by")],
 )
 def test_each_refusal_names_the_parameter(bystander, query, named):
     refused = bystander.request("GET", f"{PATH}?{query}")

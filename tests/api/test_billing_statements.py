@@ -217,7 +217,10 @@ def test_a_month_that_is_none_is_not_found(bystander, absent):
 
 @pytest.mark.parametrize(
     ("query", "named"),
-    [("?after=x", "after"), ("?limit=0", "limit"), ("?order=x", "order"), ("/{}?format=pdf", "format")],
+    [
+        *(("?after=x", "after"), ("?limit=0", "limit"), ("?order=x", "order"), ("?month=2026-01", "month")),
+        *(("/{}?format=pdf", "format"), ("/{}?start=2026-01-01", "start")),
+    ],
 )
 def test_each_refusal_names_the_parameter(bystander, month, query, named):
     refused = bystander.request("GET", PATH + query.format(month))

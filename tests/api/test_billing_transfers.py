@@ -239,6 +239,9 @@ def test_somebody_elses_cursor_answers_exactly_like_an_absent_one(busy, outsider
         ("tz=Mars/Olympus", "tz"),
         ("tz=../etc/passwd", "tz"),
         ("format=xml", "format"),
+        ("from=2026-01-01", "from"),
+        ("meter=call&meters=storage", "meters"),
+        ("%C3%BC%00=", "\u00fc\0"),
     ],
 )
 def test_each_refusal_names_the_parameter_what_came_and_what_is_taken(bystander, query, named):

@@ -111,6 +111,7 @@ def test_nobody_sees_somebody_elses(used, outsider):
         ("start=2020-01-01&end=2026-01-01", "start"),
         ("start=2026-01-02&end=2026-01-01", "start"),
         ("tz=+08:00", "tz"),
+        ("from=2026-01-01", "from"),
     ],
 )
 def test_each_refusal_names_the_parameter(bystander, query, named):
