@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 P = ParamSpec("P")
 
 SLOT_POLL_SECONDS_MIN, SLOT_POLL_SECONDS_MAX = 0.01, 0.25
+DRAIN_POLL_SECONDS = 0.02
 UNTIL_IDLE_SECONDS = 30.0
 TOKENS_LOST_AT_END_MAX = 8
 SETTLE_RETRY_SECONDS = (0.2, 1.0, 5.0, 15.0, 60.0, 120.0)
@@ -84,6 +85,7 @@ class Completion:
         self._succeeded = False
         self._was_cut = False
         self._engine_failed = False
+        _open.add(self)
 
     @property
     def now(self) -> datetime:
@@ -240,6 +242,7 @@ class Completion:
         """Give back the slot and settle, once. Runs to its end even when the caller's task is cancelled."""
         if self._finishing is None:
             self._finishing = keep(asyncio.create_task(self._finish()))
+            self._finishing.add_done_callback(lambda _: _open.discard(self))
         await asyncio.shield(self._finishing)
 
     async def _finish(self) -> None:
@@ -315,6 +318,8 @@ class Completion:
         return self.wanted.prefix.kv_id if self.wanted.prefix is not None else None
 
 
+_open: set[Completion] = set()
+"""Admitted and not settled yet."""
 _finishing: set[asyncio.Task[None]] = set()
 
 
@@ -326,6 +331,8 @@ def keep(task: asyncio.Task[None]) -> asyncio.Task[None]:
 
 
 async def drained(*, timeout_seconds: float) -> None:
-    """Wait for calls that are still being settled; called when the process stops."""
-    if _finishing:
-        await asyncio.wait(set(_finishing), timeout=timeout_seconds)
+    """Wait until all calls are settled; called when the process stops. One that was broken off for that has not even
+    begun to settle."""
+    deadline = time.monotonic() + timeout_seconds
+    while (_open or _finishing) and time.monotonic() < deadline:  # noqa: ASYNC110  # only here, and once
+        await asyncio.sleep(DRAIN_POLL_SECONDS)

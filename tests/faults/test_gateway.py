@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,26 @@ def test_a_killed_web_process_costs_its_callers_nothing(
     assert harm.paid_for_calls(caller) == 0
     assert caller.balance() == before
     assert caller.chat(QUESTION).status == 200
+
+
+def test_a_web_process_that_is_stopped_is_paid_for_what_its_calls_produced(
+    instance: Instance, caller: Client
+) -> None:
+    """Calls get a while to end; one that takes longer is broken off, which is not the same as lost."""
+    with Call(caller, QUESTION, model=harm.LONG_MODEL, max_tokens=30_000, stream=True) as call:
+        events = call.events()
+        first = next(events)
+        pid = harm.strike(instance, "web", signal.SIGTERM)
+        try:
+            rest = list(events)
+        except (http.client.HTTPException, OSError):
+            rest = []  # the client has noticed that the stream was cut
+        assert isinstance(first, dict) and "[DONE]" not in rest, "make the answer longer"
+    harm.wait_until_replaced(instance, "web", pid)
+    # Before anybody could take it for dead and end its calls for nothing.
+    assert harm.is_idle(caller)
+    assert harm.paid_for_calls(caller) > Decimal("0.001")
+    wait_until_served(caller)
 
 
 # --- The engine ------------------------------------------------------------------------------------------------
