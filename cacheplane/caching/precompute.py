@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -35,6 +36,9 @@ log = structlog.get_logger(__name__)
 
 DROP_TIMEOUT_SECONDS = 30.0
 HEALTH_TIMEOUT_SECONDS = 5.0
+LANE_WAIT_SECONDS, LANE_POLL_SECONDS = 6.0, 0.05
+"""A little longer than the pause between two sweeps."""
+LANE_WANTED_SECONDS = 2.0
 PROGRESS_SECONDS = 0.5
 """How often the progress of a prefill is written down; leases are renewed by the same beat."""
 
@@ -61,9 +65,7 @@ def _drain(engine: Engine, *, owner: str) -> int:
     done = 0
     families = registry.families_of(engine)
     while CacheObject.objects.filter(status=PENDING, model__in=families).exists():
-        lease = slots.lease_for_prefill(
-            engine_id=engine.id, owner=owner, seconds=settings.PRECOMPUTE_LEASE_SECONDS
-        )
+        lease = _lane(engine, owner=owner)
         if lease is None:
             return done
         worked = 0
@@ -79,6 +81,21 @@ def _drain(engine: Engine, *, owner: str) -> int:
             return done
         # A row that came between the last look and the release had its nudge turned away: look again.
     return done
+
+
+def _lane(engine: Engine, *, owner: str) -> SlotLease | None:
+    """The engine's lane, after the call that may be in it; None when another drain has it or is waiting for it, and
+    when that call takes long: then the next sweep goes on waiting."""
+    deadline = time.monotonic() + LANE_WAIT_SECONDS
+    while True:
+        lease = slots.lease_for_prefill(
+            engine_id=engine.id, owner=owner, seconds=settings.PRECOMPUTE_LEASE_SECONDS
+        )
+        if lease is not None or time.monotonic() > deadline:
+            return lease
+        if not slots.want_lane(engine_id=engine.id, owner=owner, seconds=LANE_WANTED_SECONDS):
+            return None
+        time.sleep(LANE_POLL_SECONDS)
 
 
 def _may_go_on(engine: Engine, lease: SlotLease) -> bool:

@@ -28,7 +28,15 @@ def _is_leased() -> Q:
 
 class EngineSlotInline(TabularInline):
     model = EngineSlot
-    fields = ["index", "lease_owner", "lease_until", "resident", "resident_organization", "last_used_at"]
+    fields = [
+        "index",
+        "lease_owner",
+        "lease_until",
+        "resident",
+        "resident_organization",
+        "last_used_at",
+        "wanted_until",
+    ]
     readonly_fields = fields
     extra = 0
     can_delete = False

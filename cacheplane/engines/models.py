@@ -38,6 +38,10 @@ class EngineSlot(models.Model):
     resident = models.UUIDField(null=True, blank=True, help_text="The KV state whose prefix the slot holds.")
     resident_organization = models.CharField(max_length=40, blank=True, default="")
     last_used_at = models.DateTimeField(null=True, blank=True)
+    wanted_until = models.DateTimeField(
+        null=True, blank=True, help_text="Calls leave the slot to a precompute that waits for it."
+    )
+    wanted_by = models.CharField(max_length=64, blank=True, default="")
 
     class Meta:
         ordering = ["engine_id", "index"]

@@ -37,6 +37,10 @@ RELEASE_SQL = (
 )
 
 
+A_CALL = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+"""How the owner of a call's lease looks: the call's id."""
+
+
 def _lease(
     *, engine_id: int, owner: str, seconds: float, wanted: UUID | None, prefill: bool
 ) -> SlotLease | None:
@@ -77,6 +81,25 @@ def lease_for_call(*, engine_id: int, owner: str, seconds: float, wanted: UUID |
 def lease_for_prefill(*, engine_id: int, owner: str, seconds: float) -> SlotLease | None:
     """Take the precompute lane, so that prefills of one engine run one at a time; None when it is taken."""
     return _lease(engine_id=engine_id, owner=owner, seconds=seconds, wanted=None, prefill=True)
+
+
+def want_lane(*, engine_id: int, owner: str, seconds: float) -> bool:
+    """Have calls leave the precompute lane alone for a while, so that `owner` gets it when the call in it ends; False
+    when a prefill has it, or somebody else has asked for it already."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE engines_engineslot AS slot
+                  SET wanted_until = clock_timestamp() + make_interval(secs => %(seconds)s), wanted_by = %(owner)s
+                 FROM engines_engine AS engine
+                WHERE engine.id = %(engine_id)s AND slot.engine_id = engine.id AND NOT engine.is_draining
+                  AND slot.index = engine.total_slots - 1
+                  AND (slot.lease_until IS NULL OR slot.lease_until < clock_timestamp()
+                       OR slot.lease_owner ~ %(a_call)s)
+                  AND (slot.wanted_until IS NULL OR slot.wanted_until < clock_timestamp()
+                       OR slot.wanted_by = %(owner)s)""",
+            {"engine_id": engine_id, "owner": owner, "seconds": seconds, "a_call": A_CALL},
+        )
+        return bool(cursor.rowcount)
 
 
 def lease_holding(*, engine_id: int, resident: UUID, owner: str, seconds: float) -> SlotLease | None:

@@ -60,6 +60,27 @@ def test_the_lane_of_precompute_is_taken_by_a_call_only_when_nothing_else_is_fre
     assert slots.lease_for_prefill(engine_id=engine.id, owner="late", seconds=60) is None
 
 
+def want(engine: Engine, owner: str) -> bool:
+    return slots.want_lane(engine_id=engine.id, owner=owner, seconds=60)
+
+
+@pytest.mark.django_db
+def test_a_lane_that_is_wanted_is_left_to_who_wants_it():
+    engine = engine_of(2)
+    calls = [lease(engine, owner=str(uuid.uuid4())) for _ in range(2)]
+    assert want(engine, "host:1:a") and want(engine, "host:1:a")
+    assert not want(engine, "host:1:b"), "one waits, and nobody waits for it"
+    for call in calls:
+        slots.release(call, resident=None, resident_organization="org-a")
+    assert lease(engine, owner=str(uuid.uuid4())).index == 0
+    assert lease(engine, owner=str(uuid.uuid4())) is None
+    lane = slots.lease_for_prefill(engine_id=engine.id, owner="host:1:a", seconds=60)
+    assert lane.index == 1
+    assert not want(engine, "host:1:b"), "a prefill is in it"
+    slots.release(lane, resident=None, resident_organization="org-a")
+    assert lease(engine, owner=str(uuid.uuid4())).index == 1, "it was wanted once"
+
+
 @pytest.mark.django_db
 def test_a_draining_engine_gives_no_slot():
     engine = engine_of(2)
