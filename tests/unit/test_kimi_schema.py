@@ -57,7 +57,10 @@ def test_unknown_fields_are_ignored():
     ("fields", "named"),
     [
         ({"messages": []}, "messages: expected array of length >= 1"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: invalid enum value 'robot'"),
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            "messages[0].role: got 'robot', takes one of assistant, system, tool, user",
+        ),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content: got None"),
         ({"messages": ["hi"]}, "messages[0]: expected object, got str"),
@@ -65,7 +68,7 @@ def test_unknown_fields_are_ignored():
         ({"max_tokens": "10"}, "max_tokens: expected int | null, got str"),
         ({"stop": ["x" * 33]}, "stop[0]: got "),
         ({"n": 6}, "n: "),
-        ({"tool_choice": "any"}, "tool_choice: invalid enum value 'any'"),
+        ({"tool_choice": "any"}, "tool_choice: got 'any', takes one of auto, none"),
         ({"model": 7}, "model: expected str, got int"),
     ],
 )

@@ -37,7 +37,7 @@ def cache_reference(first: object, *, has_tools: bool) -> CacheReference:
     try:
         message = msgspec.convert(first, CacheMessage)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(explained(error, root="messages[0]")) from None
+        raise InvalidRequest(explained(error, into=CacheMessage, root="messages[0]")) from None
     if has_tools:
         raise InvalidRequest(
             "Invalid request: tools: got a value, takes null: the cache object brings its own tools"

@@ -7,11 +7,14 @@ import re
 from typing import TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from cacheplane.errors import InvalidRequest
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+_NO_SUCH_WORD = re.compile(r"Invalid enum value (.*)", re.DOTALL)
+_STEP = re.compile(r"\.[^.\[]+|\[[^\]]*\]")
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$?(?P<path>.*)`)?$", re.DOTALL)
 
 
@@ -24,7 +27,7 @@ def decode(body: bytes, into: type[S]) -> S:
         json.loads(body, object_pairs_hook=_each_key_once, parse_int=str, parse_float=str)
         return value
     except msgspec.ValidationError as error:
-        raise InvalidRequest(explained(error)) from None
+        raise InvalidRequest(explained(error, into=into)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"Invalid request: the body is not JSON: {error}") from None
     except RecursionError:
@@ -40,14 +43,36 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> None:
         )
 
 
-def explained(error: msgspec.ValidationError, *, root: str = "") -> str:
-    """msgspec's sentence, turned round so that it begins with the field."""
+def explained(error: msgspec.ValidationError, *, into: type[msgspec.Struct], root: str = "") -> str:
+    """msgspec's sentence, turned round so that it begins with the field; of words it says which are taken."""
     found = _AT.match(str(error))
     assert found is not None
     path = root + (found["path"] or "")
     path = path.removeprefix(".") or "body"
+    if word := _NO_SUCH_WORD.match(found["what"]):
+        taken = _words(inspect.type_info(into), _STEP.findall(found["path"] or ""))
+        return f"Invalid request: {path}: got {word[1][:80]}, takes one of {', '.join(taken)}"
     what = found["what"].replace("`", "").replace("Object missing required field", "missing field")
     return f"Invalid request: {path}: {what[:1].lower()}{what[1:]}"
+
+
+def _words(of: inspect.Type, steps: list[str]) -> list[str]:
+    """The words that are taken at the end of a path such as `.messages`, `[0]`, `.role`."""
+    if isinstance(of, inspect.UnionType):
+        return [word for one in of.types for word in _words(one, steps)]
+    if not steps:
+        return [str(word) for word in of.values] if isinstance(of, inspect.LiteralType) else []
+    step, *rest = steps
+    if isinstance(of, inspect.StructType):
+        return [
+            word
+            for field in of.fields
+            if f".{field.encode_name}" == step
+            for word in _words(field.type, rest)
+        ]
+    if isinstance(of, inspect.ListType):
+        return _words(of.item_type, rest)
+    return _words(of.value_type, rest) if isinstance(of, inspect.DictType) else []
 
 
 def refuse(path: str, came: object, taken: str) -> InvalidRequest:

@@ -61,7 +61,7 @@ def messages_from(raw: Sequence[object], *, offset: int = 0) -> list[ChatMessage
         try:
             checked.append(msgspec.convert(item, ChatMessage))
         except msgspec.ValidationError as error:
-            raise InvalidRequest(explained(error, root=f"messages[{index}]")) from None
+            raise InvalidRequest(explained(error, into=ChatMessage, root=f"messages[{index}]")) from None
     return checked
 
 
